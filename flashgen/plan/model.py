@@ -1,0 +1,95 @@
+"""`KernelPlan`: everything that is decided about one kernel, and why.
+
+A plan is the *only* thing a template may see. It is frozen and hashable; `why` takes no part in
+equality or in the source, so two solvers that reach the same tiling print the same kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flashgen.spec.bounds import RowBounds
+
+
+@dataclass(frozen=True)
+class Sm80Schedule:
+    """Choices of the Ampere family (mma.sync, cp.async)."""
+
+    q_in_registers: bool = False  # Q fragments are loaded once; K and V then reuse Q's shared memory
+
+
+@dataclass(frozen=True)
+class Sm90Schedule:
+    """Choices of the Hopper family (TMA, WGMMA, warp specialisation)."""
+
+    p_in_registers: bool = True   # second product from registers (RS); otherwise P goes through shared memory (SS)
+    overlap: bool = True          # issue S_{j+1} = Q K^T before the softmax of S_j
+    ping_pong: bool = True        # named barriers let one warpgroup do softmax while the other owns the tensor cores
+    q_stages: int = 1             # Q buffers; 2 load the next tile's Q during this tile
+    cluster: int = 1              # thread blocks along q that share K and V by TMA multicast
+    tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
+    pack_gqa: bool = False        # fold the query heads of one K/V head into the q tile
+    store: Literal["tma", "direct"] = "tma"
+    o_aliases_q: bool = True      # O is staged in Q's buffer rather than in its own
+    producer_registers: int = 24
+    consumer_registers: int = 240
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """The mask as the kernel sees it: the kept keys of each row, as an interval of positions."""
+
+    label: str                    # "full", "causal", "window4096": as in kernel names
+    bounds: RowBounds
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the plan is what it is. JSON-serialisable throughout."""
+
+    binding: str = ""                          # the constraint that stopped the tile from growing
+    slack: tuple[tuple[str, str], ...] = ()    # (constraint, "used / allowed")
+    rejected: tuple[tuple[str, str], ...] = () # (neighbour, reason)
+    cost: tuple[tuple[str, float], ...] = ()   # (term, seconds or bytes)
+    origin: Literal["solved", "tuned", "given"] = "solved"
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """spec + arch -> one kernel. Sizes are elements unless they say bytes."""
+
+    spec: str                                  # name of the spec
+    family: Literal["sm80", "sm90"]
+    target: str                                # "sm_90a"
+    dtype: Literal["bf16", "fp16"]
+    head_dim_qk: int
+    head_dim_v: int
+    group: int                                 # heads_q / heads_kv
+    align: Literal["bottom_right", "top_left"]
+    mask: MaskPlan
+    scale: float                               # the spec's default; a call may override it
+    tile_q: int
+    tile_kv: int
+    stages: int                                # K/V buffers
+    warps: int                                 # warps that compute; the sm90 producer comes on top
+    schedule: Sm80Schedule | Sm90Schedule
+    smem_bytes: int                            # dynamic shared memory of a block
+    registers: int                             # per computing thread, as predicted
+    blocks_per_sm: int
+    why: Explanation = field(default=Explanation(), compare=False)
+
+    @property
+    def kernel(self) -> str:
+        """Entry point: ``attn_fwd_causal_bf16_d128_sm90a``; GQA and head_dim_v are named where they matter."""
+        dims = f"d{self.head_dim_qk}" if self.head_dim_qk == self.head_dim_v else f"d{self.head_dim_qk}_{self.head_dim_v}"
+        group = f"_g{self.group}" if self.group > 1 else ""
+        return f"attn_fwd_{self.mask.label}_{self.dtype}_{dims}{group}_{self.target.replace('_', '')}"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block; the sm90 producer is one more warpgroup."""
+        return 32 * self.warps + (128 if self.family == "sm90" else 0)
+
+
+__all__ = ["Explanation", "KernelPlan", "MaskPlan", "Sm80Schedule", "Sm90Schedule"]
