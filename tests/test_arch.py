@@ -36,7 +36,7 @@ def test_numbers_the_solver_leans_on() -> None:
     ({"tensor_flops": {"bf16": 1e15}}, "tensor_flops must cover"),
     ({"mma_sync_fraction": 1.5}, "mma_sync_fraction"),
     ({"l2_bytes_per_s": 1e12}, "L2 must be faster"),
-    ({"max_registers_per_thread": 256}, "8-bit"),
+    ({"max_registers_per_thread": 256}, "8 bits"),
     ({"sources": {k: v for k, v in H200.sources.items() if k != "sms"}}, r"no source for \['sms'\]"),
     ({"sources": dict(H200.sources) | {"colour": "green"}}, "unknown fields"),
 ])
