@@ -1,0 +1,83 @@
+// mbarrier: a barrier in shared memory that counts arrivals and, for copies, bytes.
+// PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
+//
+// A barrier completes a phase when its expected arrivals have come and its pending bytes are zero; waiters name the
+// parity of the phase that they wait for. A ring of stages uses two of them per stage: `full` (the copy has landed)
+// and `empty` (every reader is done). Starting the writer at parity 1 lets its first pass through the ring not wait.
+#pragma once
+
+namespace flashgen {
+
+/// Address of shared memory as the 32-bit number that PTX wants.
+__device__ __forceinline__ unsigned shared_address(const void *pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+struct Barrier {
+  unsigned long long state;
+
+  __device__ __forceinline__ void init(unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
+  }
+
+  __device__ __forceinline__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+
+  /// Arrives on the barrier at the same address in block `rank` of the cluster.
+  __device__ __forceinline__ void arrive_remote(unsigned rank) {
+    asm volatile(
+        "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
+        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(this)),
+        "r"(rank)
+        : "memory");
+  }
+
+  /// Arrives once and announces `bytes` that a bulk copy will deliver in this phase.
+  __device__ __forceinline__ void arrive_expect(unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
+                 : "memory");
+  }
+
+  /// Waits until the phase of this parity has completed.
+  __device__ __forceinline__ void wait(unsigned parity) {
+    asm volatile(
+        "{\n .reg .pred done;\n"
+        "retry:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        " @done bra finished;\n bra retry;\nfinished:\n}" ::"r"(shared_address(this)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+/// Makes the initialised barriers visible to the copy engine and to the cluster's other blocks.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/// A stage of a ring and the parity that its barriers are at.
+template <int kStages>
+struct RingPosition {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// Named barriers (PTX "bar.sync", "bar.arrive"): `threads` counts those that sync and those that only arrive.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier_sync(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
+}
+
+template <int kThreads>
+__device__ __forceinline__ void named_barrier_arrive(int id) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
+}
+
+}  // namespace flashgen

@@ -1,0 +1,85 @@
+// Online softmax of one warp's 16 rows in accumulator layout (see mma.cuh).
+//
+// Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022),
+// algorithm 1. A thread holds two rows of every 16, shared with the three other lanes of its quad. exp(scale * s)
+// is computed as exp2(scale_log2 * s) with scale_log2 = scale * log2(e), one FFMA and one MUFU operation.
+// `scale` must be positive: the maximum is taken over the unscaled scores.
+#pragma once
+
+#include "types.cuh"
+
+// PTX: "Floating Point Instructions: ex2" (ex2.approx: two ulp; of -inf it is +0).
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffff, x, 1);
+  return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
+struct OnlineSoftmax {
+  float maximum[2];  // of the unscaled scores so far, per row; -inf before the first kept key
+  float sum[2];      // of exp2 over this thread's columns so far, relative to `maximum`
+
+  __device__ __forceinline__ OnlineSoftmax() : maximum{negative_infinity(), negative_infinity()}, sum{0, 0} {}
+
+  // Replaces the scores of the next keys by P = exp(scale * (s - maximum)), and returns in `correction` the factor
+  // that takes earlier sums and outputs to the new maximum. Unmasked promises that no score is -inf.
+  template <typename Mask, int kTiles>
+  __device__ __forceinline__ void update(float (&s)[kTiles][4], float scale_log2, float (&correction)[2], Mask) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float m = maximum[r];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+        m = fmaxf(m, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+      }
+      m = quad_max(m);
+      // A row with no kept key yet has maximum -inf; relative to 0 its exponentials are 0 instead of NaN.
+      const float reference = Mask::value && m == negative_infinity() ? 0.0f : m * scale_log2;
+      correction[r] = exp2_approx(maximum[r] * scale_log2 - reference);
+      maximum[r] = m;
+      sum[r] *= correction[r];
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          s[j][e] = exp2_approx(fmaf(s[j][e], scale_log2, -reference));
+          sum[r] += s[j][e];
+        }
+      }
+    }
+  }
+
+  // Ends the pass over the keys: 1 / sum of each row, 0 for a row with no kept key. Leaves the whole row in `sum`.
+  __device__ __forceinline__ void finish(float (&inverse)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] = quad_sum(sum[r]);
+      inverse[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+    }
+  }
+
+  // Natural logarithm of the sum of exp(scale * s) over row r, after `finish`; -inf for a row with no kept key.
+  __device__ __forceinline__ float log_sum_exp(int r, float scale) const {
+    return sum[r] == 0.0f ? negative_infinity() : maximum[r] * scale + logf(sum[r]);
+  }
+};
+
+// O = diag(factor) O
+template <int kTiles>
+__device__ __forceinline__ void scale_rows(float (&o)[kTiles][4], const float (&factor)[2]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) o[j][e] *= factor[e / 2];
+  }
+}
