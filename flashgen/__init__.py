@@ -1,0 +1,33 @@
+"""flashgen: write an attention as a short YAML spec, get a CUDA kernel solved for your chip.
+
+`import flashgen` is light: names are resolved on first use, so that planning and printing never wait for
+torch or CuPy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flashgen._version import __version__
+
+if TYPE_CHECKING:
+    from flashgen.runtime import attention, load
+    from flashgen.spec import AttentionSpec
+
+_HOME = {"AttentionSpec": "flashgen.spec", "attention": "flashgen.runtime", "load": "flashgen.runtime"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'flashgen' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+__all__ = ["AttentionSpec", "__version__", "attention", "load"]
