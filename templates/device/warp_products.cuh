@@ -1,0 +1,128 @@
+// The two matrix products of attention for one warp: kBlocks x 16 rows, operands in shared tiles.
+//
+// Fragments are fetched one step ahead of the mma that uses them, so that the latency of ldmatrix hides behind the
+// tensor cores. An address argument is the one this lane gives to ldmatrix for the tile's first 16x16 block.
+#pragma once
+
+#include "mma.cuh"
+#include "shared_tile.cuh"
+#include "types.cuh"
+
+// Rows of the block as mma's A operand, or the keys of V as its transposed B operand: matrices in column order.
+template <int kHeadDim>
+__device__ __forceinline__ uint32_t row_operand_offset(int lane) {
+  return SharedTile<kHeadDim>::offset(lane % 16, lane / 16);
+}
+
+// The keys of K as mma's B operand: the two halves of the head dimension first, then the next eight keys.
+template <int kHeadDim>
+__device__ __forceinline__ uint32_t key_operand_offset(int lane) {
+  return SharedTile<kHeadDim>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
+// Q fragments of the whole head dimension, for kernels that keep Q in registers.
+template <int kHeadDim, int kBlocks, int kSteps>
+__device__ __forceinline__ void load_rows(uint32_t (&q)[kSteps][kBlocks][4], uint32_t q_address) {
+  using Tile = SharedTile<kHeadDim>;
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      ldmatrix(q[k][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * k));
+    }
+  }
+}
+
+// S += Q K^T, Q in registers. s: [kBlocks x 16 rows, kTiles x 8 keys].
+template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kSteps>
+__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], const uint32_t (&q)[kSteps][kBlocks][4],
+                                            uint32_t k_address) {
+  using Tile = SharedTile<kHeadDim>;
+  constexpr int kPairs = kTiles / 2;
+  uint32_t b[2][4];
+  ldmatrix(b[0], k_address);
+#pragma unroll
+  for (int step = 0; step < kSteps * kPairs; ++step) {
+    const int k = step / kPairs, j = step % kPairs;
+    if (step + 1 < kSteps * kPairs) {
+      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
+      ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      mma<Element>(s[i][2 * j], q[k][i], b[step % 2][0], b[step % 2][1]);
+      mma<Element>(s[i][2 * j + 1], q[k][i], b[step % 2][2], b[step % 2][3]);
+    }
+  }
+}
+
+// S += Q K^T, Q in shared memory. s: [kBlocks x 16 rows, kTiles x 8 keys].
+template <typename Element, int kHeadDim, int kBlocks, int kTiles>
+__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], uint32_t q_address,
+                                            uint32_t k_address) {
+  using Tile = SharedTile<kHeadDim>;
+  constexpr int kSteps = Tile::kColumns / 16;
+  constexpr int kPairs = kTiles / 2;
+  uint32_t a[2][kBlocks][4];
+  uint32_t b[2][4];
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) ldmatrix(a[0][i], q_address + i * 16 * Tile::kPitch * 2);
+  ldmatrix(b[0], k_address);
+#pragma unroll
+  for (int step = 0; step < kSteps * kPairs; ++step) {
+    const int k = step / kPairs, j = step % kPairs;
+    if (step + 1 < kSteps * kPairs) {
+      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
+      ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
+    }
+    if (j == 0 && k + 1 < kSteps) {
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        ldmatrix(a[(k + 1) % 2][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * (k + 1)));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      mma<Element>(s[i][2 * j], a[k % 2][i], b[step % 2][0], b[step % 2][1]);
+      mma<Element>(s[i][2 * j + 1], a[k % 2][i], b[step % 2][2], b[step % 2][3]);
+    }
+  }
+}
+
+// The accumulators of S, rounded to 16 bits, are the A operand of the next product.
+template <typename Element, int kTiles>
+__device__ __forceinline__ void round_to_operand(uint32_t (&p)[4], const float (&s)[kTiles][4], int pair) {
+  p[0] = pack<Element>(s[2 * pair][0], s[2 * pair][1]);
+  p[1] = pack<Element>(s[2 * pair][2], s[2 * pair][3]);
+  p[2] = pack<Element>(s[2 * pair + 1][0], s[2 * pair + 1][1]);
+  p[3] = pack<Element>(s[2 * pair + 1][2], s[2 * pair + 1][3]);
+}
+
+// O += P V. p: [kBlocks x 16 rows, kTiles x 8 keys] in fp32, rounded here; o: [kBlocks x 16 rows, kColumns x 8].
+template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kColumns>
+__device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4], const float (&p)[kBlocks][kTiles][4],
+                                            uint32_t v_address) {
+  using Tile = SharedTile<kHeadDim>;
+  constexpr int kSteps = kTiles / 2;
+  constexpr int kPairs = kColumns / 2;
+  uint32_t a[kBlocks][4];
+  uint32_t b[2][4];
+  ldmatrix_transposed(b[0], v_address);
+#pragma unroll
+  for (int step = 0; step < kSteps * kPairs; ++step) {
+    const int k = step / kPairs, j = step % kPairs;
+    if (step + 1 < kSteps * kPairs) {
+      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
+      ldmatrix_transposed(b[(step + 1) % 2], Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
+    }
+    if (j == 0) {
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) round_to_operand<Element>(a[i], p[i], k);
+    }
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      mma<Element>(o[i][2 * j], a[i], b[step % 2][0], b[step % 2][1]);
+      mma<Element>(o[i][2 * j + 1], a[i], b[step % 2][2], b[step % 2][3]);
+    }
+  }
+}
