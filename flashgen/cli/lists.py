@@ -1,0 +1,93 @@
+"""What there is to choose from: `flashgen specs`, `flashgen targets`."""
+
+from __future__ import annotations
+
+import click
+
+from flashgen.cli.arguments import console, gallery, json_option, print_json
+
+
+@click.command()
+@json_option
+def specs(as_json: bool) -> None:
+    """List the gallery: real models, and one spec per feature."""
+    from flashgen.spec import load_spec
+
+    rows = []
+    for path in gallery().values():
+        spec = load_spec(path)
+        attention = spec.attention
+        rows.append(
+            {
+                "name": spec.name,
+                "heads": {"q": attention.heads.q, "kv": attention.heads.kv},
+                "head_dim": {"qk": attention.head_dim.qk, "v": attention.head_dim.v},
+                "dtype": attention.dtype,
+                "mask": attention.mask.label,
+                "passes": list(spec.passes),
+                "file": str(path),
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+
+    from rich.table import Table
+
+    table = Table("name", "heads", "head_dim", "dtype", "mask", "passes", box=None, header_style="bold")
+    for row in rows:
+        heads, dims = row["heads"], row["head_dim"]
+        table.add_row(
+            row["name"],
+            str(heads["q"]) if heads["q"] == heads["kv"] else f"{heads['q']}/{heads['kv']}",
+            str(dims["qk"]) if dims["qk"] == dims["v"] else f"{dims['qk']}/{dims['v']}",
+            row["dtype"],
+            row["mask"],
+            ", ".join(row["passes"]),
+        )
+    console().print(table)
+
+
+@click.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the chips that kernels can be built for; none needs to be present."""
+    from flashgen.arch import ARCHS, DEFAULT_TARGET
+
+    if as_json:
+        print_json(
+            [
+                {
+                    "target": arch.target,
+                    "title": arch.title,
+                    "default": arch.target == DEFAULT_TARGET,
+                    "sms": arch.sms,
+                    "smem_per_block": arch.smem_per_block,
+                    "smem_per_sm": arch.smem_per_sm,
+                    "l2_bytes": arch.l2_bytes,
+                    "hbm_bytes_per_s": arch.hbm_bytes_per_s,
+                    "tensor_flops": dict(arch.tensor_flops),
+                    "features": sorted(arch.features),
+                    "sources": dict(arch.sources),
+                }
+                for arch in ARCHS.values()
+            ]
+        )
+        return
+
+    from rich.table import Table
+
+    table = Table(
+        "target", "chips", "SMs", "shared memory", "L2", "HBM", "bf16", box=None, header_style="bold"
+    )
+    for arch in ARCHS.values():
+        table.add_row(
+            arch.target + (" (default)" if arch.target == DEFAULT_TARGET else ""),
+            arch.title,
+            str(arch.sms),
+            f"{arch.smem_per_block:,} B/block",
+            f"{arch.l2_bytes / 2**20:.0f} MiB",
+            f"{arch.hbm_bytes_per_s / 1e12:.2f} TB/s",
+            f"{arch.tensor_flops['bf16'] / 1e12:.0f} TFLOP/s",
+        )
+    console().print(table)

@@ -1,0 +1,1 @@
+"""Looking at kernels from outside: timing them beside their peers."""

@@ -1,0 +1,184 @@
+"""Timing one attention beside its peers on one GPU, in one run.
+
+Every implementation gets the same tensors, and the rounds interleave them, each round starting with another one,
+so that clocks and temperature favour nobody. What is timed are replays of a CUDA graph: the kernel without the
+host's share. Medians over the rounds; two timings of one callable differ by up to about 2%.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from flashgen.errors import LaunchError
+from flashgen.explore.peers import PEERS, Case, Unsupported
+
+if TYPE_CHECKING:
+    from flashgen.spec import AttentionSpec
+
+SAMPLE_MS = 60.0  # one sample lasts about this long: long against the timer, short against a change of clocks
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One implementation on one workload."""
+
+    name: str
+    ms: float        # median over the rounds, of one call
+    tflops: float    # of the kept elements only; multiply-add counts two
+    error: float     # ||o - o64|| / ||o64|| over the sampled rows
+    in_graph: bool   # False: the calls could not be captured, so the host's time is in `ms`
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All implementations on one workload, and why the missing ones are missing."""
+
+    case: Case
+    timings: tuple[Timing, ...]
+    missing: Mapping[str, str]
+
+
+def compare(
+    spec: AttentionSpec,
+    batch: int,
+    seqlen_q: int,
+    seqlen_kv: int,
+    *,
+    rounds: int = 5,
+    peers: Sequence[str] = tuple(PEERS),
+) -> Comparison:
+    """Time flashgen's kernel for a spec, and each peer that can do the same, on N(0, 1) inputs.
+
+    Raises:
+        LaunchError: there is no GPU, or flashgen's own kernel cannot run on it.
+    """
+    require_gpu()
+    case = Case.of(spec, batch, seqlen_q, seqlen_kv)
+    q, k, v = case.tensors()
+    rows, expected = case.reference(q, k, v)
+    calls: dict[str, Callable[[], object]] = {}
+    errors: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name in ("flashgen", *peers):
+        try:
+            call = _flashgen(spec, q, k, v) if name == "flashgen" else PEERS[name](case, q, k, v)
+            output = call()
+            torch.cuda.synchronize()
+        except (Unsupported, ImportError) as error:
+            missing[name] = str(error).partition("\n")[0]
+        except RuntimeError as error:  # how torch's and the peers' dispatchers refuse a shape
+            missing[name] = f"refuses: {str(error).partition(chr(10))[0]}"
+        else:
+            errors[name] = _relative_error(output[0, rows, 0].double(), expected)
+            calls[name] = call
+    times, in_graph = _interleave(calls, rounds)
+    timings = [
+        Timing(name, times[name], case.work.flops / times[name] / 1e9, errors[name], in_graph[name])
+        for name in calls
+    ]
+    return Comparison(case, tuple(timings), missing)
+
+
+def matmul_tflops() -> float:
+    """The bf16 rate of torch's matrix product on this GPU now: the better of 4096^3 and 8192^3.
+
+    Raises LaunchError where there is no GPU.
+    """
+    require_gpu()
+    best = 0.0
+    for n in (4096, 8192):
+        a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+
+        def product(a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
+            return a @ b
+
+        for _ in range(3):
+            product()
+        best = max(best, 2 * n**3 / _time(product, 10) / 1e9)
+    return best
+
+
+def require_gpu() -> None:
+    """Raises LaunchError, with what to do, where torch sees no NVIDIA GPU."""
+    if not torch.cuda.is_available():
+        raise LaunchError(
+            "a benchmark needs an NVIDIA GPU, and torch sees none here",
+            hint="`flashgen run SPEC` checks the kernel's tiling on a CPU; `flashgen doctor` says what is missing",
+        )
+
+
+def _flashgen(
+    spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    from flashgen.runtime import load
+
+    kernel = load(spec)
+    return lambda: kernel(q, k, v)
+
+
+def _relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
+    norm = expected.norm().item()
+    error = (output - expected).norm().item()
+    return error / norm if norm else error
+
+
+def _interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int
+) -> tuple[dict[str, float], dict[str, bool]]:
+    graphs: list[object] = []
+    replays: dict[str, Callable[[], object]] = {}
+    in_graph: dict[str, bool] = {}
+    for name, call in calls.items():
+        replays[name], in_graph[name] = _capture(call, graphs)
+    repeats = {}
+    for name, replay in replays.items():
+        for _ in range(3):
+            replay()
+        repeats[name] = max(3, min(1000, math.ceil(SAMPLE_MS / max(_time(replay, 3), 1e-3))))
+    samples: dict[str, list[float]] = {name: [] for name in replays}
+    order = list(replays)
+    for i in range(rounds):
+        start = i % len(order) if order else 0
+        for name in order[start:] + order[:start]:
+            samples[name].append(_time(replays[name], repeats[name]))
+    return {name: statistics.median(times) for name, times in samples.items()}, in_graph
+
+
+def _capture(call: Callable[[], object], graphs: list[object]) -> tuple[Callable[[], object], bool]:
+    """`call` as the replay of a CUDA graph, or itself where it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # lazy initialisation must not fall into the capture
+        call()
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            output = call()
+        graph.replay()
+        torch.cuda.synchronize()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return call, False
+    graphs.append((graph, output))  # the graph writes into the output's memory for as long as it lives
+    return graph.replay, True
+
+
+def _time(call: Callable[[], object], repeats: int) -> float:
+    """Mean milliseconds of one call over back-to-back calls."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / repeats
