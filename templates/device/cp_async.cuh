@@ -6,15 +6,8 @@
 
 #include "types.cuh"
 
-__device__ __forceinline__ void cp_async(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-               :
-               : "r"(shared), "l"(__cvta_generic_to_global(global))
-               : "memory");
-}
-
-// Where `inside` is false nothing is read, and 16 zero bytes are written.
-__device__ __forceinline__ void cp_async_or_zero(uint32_t shared, const void* global, bool inside) {
+// 16 bytes. Where `inside` is false nothing is read, and 16 zero bytes are written.
+__device__ __forceinline__ void cp_async_or_zero(uint32_t shared, const void *global, bool inside) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                :
                : "r"(shared), "l"(__cvta_generic_to_global(global)), "r"(inside ? 16 : 0)

@@ -12,7 +12,8 @@
 
 template <int kHeadDim>
 struct SharedTile {
-  static constexpr int kColumns = round_up(kHeadDim, 16);  // what the matrix instructions read; the excess is zero
+  static constexpr int kColumns =
+      round_up(kHeadDim, 16);  // what the matrix instructions read; the excess is zero
   static constexpr int kChunks = kColumns / 8;
   static constexpr bool kSwizzled = kColumns % 64 == 0;
   static constexpr int kPitch = kSwizzled ? kColumns : kColumns + 8;  // elements
@@ -43,32 +44,28 @@ struct TileTransfer {
   int chunk = threadIdx.x % kAbreast;
 
   // global [rows, head_dim] -> shared. `global` is this thread's first chunk, `row_stride` in bytes.
-  // With Masked rows from `rows` on become zero and are not read; Unmasked takes all kRows as present.
-  template <typename Bounds>
-  __device__ __forceinline__ void load(uint32_t shared, const char* global, int64_t row_stride, int rows,
-                                       Bounds) const {
+  // Rows from `rows` on, and the columns that pad the head dimension, become zero and are not read.
+  __device__ __forceinline__ void load(uint32_t shared, const char *global, int64_t row_stride,
+                                       int rows) const {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int r = row + pass * kRowStep;
       if (!kRagged || r < kRows) {
-        const char* source = global + pass * (kRowStep * row_stride);
+        const char *source = global + pass * (kRowStep * row_stride);
 #pragma unroll
         for (int c = 0; c < Tile::kChunks; c += kAbreast) {
           // kRowStep is a multiple of 8, or the tile is not swizzled: every pass has the same swizzle.
           const uint32_t target = shared + Tile::offset(row, chunk + c) + pass * kRowStep * Tile::kPitch * 2;
-          if constexpr (Bounds::value || kPadded) {
-            const bool inside = (!Bounds::value || r < rows) && (!kPadded || (chunk + c) * 8 < kHeadDim);
-            cp_async_or_zero(target, source + c * 16, inside);
-          } else {
-            cp_async(target, source + c * 16);
-          }
+          const bool inside = r < rows && (!kPadded || (chunk + c) * 8 < kHeadDim);
+          cp_async_or_zero(target, source + c * 16, inside);
         }
       }
     }
   }
 
   // shared -> global [rows, head_dim], for the rows below `rows`.
-  __device__ __forceinline__ void store(char* global, int64_t row_stride, const char* shared, int rows) const {
+  __device__ __forceinline__ void store(char *global, int64_t row_stride, const char *shared,
+                                        int rows) const {
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
       const int r = row + pass * kRowStep;
@@ -76,8 +73,8 @@ struct TileTransfer {
 #pragma unroll
         for (int c = 0; c < Tile::kChunks; c += kAbreast) {
           if (!kPadded || (chunk + c) * 8 < kHeadDim) {
-            *reinterpret_cast<uint4*>(global + pass * (kRowStep * row_stride) + c * 16) =
-                *reinterpret_cast<const uint4*>(shared + Tile::offset(r, chunk + c));
+            *reinterpret_cast<uint4 *>(global + pass * (kRowStep * row_stride) + c * 16) =
+                *reinterpret_cast<const uint4 *>(shared + Tile::offset(r, chunk + c));
           }
         }
       }

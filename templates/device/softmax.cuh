@@ -34,14 +34,13 @@ struct OnlineSoftmax {
   // Replaces the scores of the next keys by P = exp(scale * (s - maximum)), and returns in `correction` the factor
   // that takes earlier sums and outputs to the new maximum. Unmasked promises that no score is -inf.
   template <typename Mask, int kTiles>
-  __device__ __forceinline__ void update(float (&s)[kTiles][4], float scale_log2, float (&correction)[2], Mask) {
+  __device__ __forceinline__ void update(float (&s)[kTiles][4], float scale_log2, float (&correction)[2],
+                                         Mask) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float m = maximum[r];
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        m = fmaxf(m, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-      }
+      for (int j = 0; j < kTiles; ++j) { m = fmaxf(m, fmaxf(s[j][2 * r], s[j][2 * r + 1])); }
       m = quad_max(m);
       // A row with no kept key yet has maximum -inf; relative to 0 its exponentials are 0 instead of NaN.
       const float reference = Mask::value && m == negative_infinity() ? 0.0f : m * scale_log2;

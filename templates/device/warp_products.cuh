@@ -8,13 +8,13 @@
 #include "shared_tile.cuh"
 #include "types.cuh"
 
-// Rows of the block as mma's A operand, or the keys of V as its transposed B operand: matrices in column order.
+// Rows from `row` on as mma's A operand, or keys of V as its transposed B operand: 8x8 matrices in column order.
 template <int kHeadDim>
-__device__ __forceinline__ uint32_t row_operand_offset(int lane) {
-  return SharedTile<kHeadDim>::offset(lane % 16, lane / 16);
+__device__ __forceinline__ uint32_t row_operand_offset(int row, int lane) {
+  return SharedTile<kHeadDim>::offset(row + lane % 16, lane / 16);
 }
 
-// The keys of K as mma's B operand: the two halves of the head dimension first, then the next eight keys.
+// Keys of K as mma's B operand: both halves of 16 columns, then the same of the next eight keys.
 template <int kHeadDim>
 __device__ __forceinline__ uint32_t key_operand_offset(int lane) {
   return SharedTile<kHeadDim>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
@@ -35,8 +35,8 @@ __device__ __forceinline__ void load_rows(uint32_t (&q)[kSteps][kBlocks][4], uin
 
 // S += Q K^T, Q in registers. s: [kBlocks x 16 rows, kTiles x 8 keys].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kSteps>
-__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], const uint32_t (&q)[kSteps][kBlocks][4],
-                                            uint32_t k_address) {
+__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4],
+                                            const uint32_t (&q)[kSteps][kBlocks][4], uint32_t k_address) {
   using Tile = SharedTile<kHeadDim>;
   constexpr int kPairs = kTiles / 2;
   uint32_t b[2][4];
@@ -100,8 +100,8 @@ __device__ __forceinline__ void round_to_operand(uint32_t (&p)[4], const float (
 
 // O += P V. p: [kBlocks x 16 rows, kTiles x 8 keys] in fp32, rounded here; o: [kBlocks x 16 rows, kColumns x 8].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kColumns>
-__device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4], const float (&p)[kBlocks][kTiles][4],
-                                            uint32_t v_address) {
+__device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4],
+                                            const float (&p)[kBlocks][kTiles][4], uint32_t v_address) {
   using Tile = SharedTile<kHeadDim>;
   constexpr int kSteps = kTiles / 2;
   constexpr int kPairs = kColumns / 2;
@@ -113,7 +113,8 @@ __device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4], co
     const int k = step / kPairs, j = step % kPairs;
     if (step + 1 < kSteps * kPairs) {
       const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
-      ldmatrix_transposed(b[(step + 1) % 2], Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
+      ldmatrix_transposed(b[(step + 1) % 2],
+                          Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
     }
     if (j == 0) {
 #pragma unroll
