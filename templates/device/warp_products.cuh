@@ -20,6 +20,17 @@ __device__ __forceinline__ uint32_t key_operand_offset(int lane) {
   return SharedTile<kHeadDim>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
+// Columns [16 * pair, 16 * pair + 16) of C += A B, over 16 of the common dimension.
+template <typename Element, int kBlocks, int kTiles>
+__device__ __forceinline__ void multiply_pair(float (&c)[kBlocks][kTiles][4], int pair,
+                                              const uint32_t (&a)[kBlocks][4], const uint32_t (&b)[4]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    mma<Element>(c[i][2 * pair], a[i], b[0], b[1]);
+    mma<Element>(c[i][2 * pair + 1], a[i], b[2], b[3]);
+  }
+}
+
 // Q fragments of the whole head dimension, for kernels that keep Q in registers.
 template <int kHeadDim, int kBlocks, int kSteps>
 __device__ __forceinline__ void load_rows(uint32_t (&q)[kSteps][kBlocks][4], uint32_t q_address) {
@@ -42,16 +53,15 @@ __device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4],
   uint32_t b[2][4];
   ldmatrix(b[0], k_address);
 #pragma unroll
-  for (int step = 0; step < kSteps * kPairs; ++step) {
-    const int k = step / kPairs, j = step % kPairs;
-    if (step + 1 < kSteps * kPairs) {
-      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
-      ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
-    }
+  for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      mma<Element>(s[i][2 * j], q[k][i], b[step % 2][0], b[step % 2][1]);
-      mma<Element>(s[i][2 * j + 1], q[k][i], b[step % 2][2], b[step % 2][3]);
+    for (int j = 0; j < kPairs; ++j) {
+      const int step = k * kPairs + j;
+      const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
+      if (next_k < kSteps) {
+        ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
+      }
+      multiply_pair<Element>(s, j, q[k], b[step % 2]);
     }
   }
 }
@@ -69,36 +79,27 @@ __device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], uint
   for (int i = 0; i < kBlocks; ++i) ldmatrix(a[0][i], q_address + i * 16 * Tile::kPitch * 2);
   ldmatrix(b[0], k_address);
 #pragma unroll
-  for (int step = 0; step < kSteps * kPairs; ++step) {
-    const int k = step / kPairs, j = step % kPairs;
-    if (step + 1 < kSteps * kPairs) {
-      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
-      ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
-    }
-    if (j == 0 && k + 1 < kSteps) {
+  for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        ldmatrix(a[(k + 1) % 2][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * (k + 1)));
+    for (int j = 0; j < kPairs; ++j) {
+      const int step = k * kPairs + j;
+      const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
+      if (next_k < kSteps) {
+        ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
       }
-    }
+      if (j == 0 && k + 1 < kSteps) {
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      mma<Element>(s[i][2 * j], a[k % 2][i], b[step % 2][0], b[step % 2][1]);
-      mma<Element>(s[i][2 * j + 1], a[k % 2][i], b[step % 2][2], b[step % 2][3]);
+        for (int i = 0; i < kBlocks; ++i) {
+          ldmatrix(a[(k + 1) % 2][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * (k + 1)));
+        }
+      }
+      multiply_pair<Element>(s, j, a[k % 2], b[step % 2]);
     }
   }
 }
 
-// The accumulators of S, rounded to 16 bits, are the A operand of the next product.
-template <typename Element, int kTiles>
-__device__ __forceinline__ void round_to_operand(uint32_t (&p)[4], const float (&s)[kTiles][4], int pair) {
-  p[0] = pack<Element>(s[2 * pair][0], s[2 * pair][1]);
-  p[1] = pack<Element>(s[2 * pair][2], s[2 * pair][3]);
-  p[2] = pack<Element>(s[2 * pair + 1][0], s[2 * pair + 1][1]);
-  p[3] = pack<Element>(s[2 * pair + 1][2], s[2 * pair + 1][3]);
-}
-
-// O += P V. p: [kBlocks x 16 rows, kTiles x 8 keys] in fp32, rounded here; o: [kBlocks x 16 rows, kColumns x 8].
+// O += P V. p: [kBlocks x 16 rows, kTiles x 8 keys] in fp32, rounded here to be the A operand;
+// o: [kBlocks x 16 rows, kColumns x 8 columns].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kColumns>
 __device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4],
                                             const float (&p)[kBlocks][kTiles][4], uint32_t v_address) {
@@ -109,21 +110,23 @@ __device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4],
   uint32_t b[2][4];
   ldmatrix_transposed(b[0], v_address);
 #pragma unroll
-  for (int step = 0; step < kSteps * kPairs; ++step) {
-    const int k = step / kPairs, j = step % kPairs;
-    if (step + 1 < kSteps * kPairs) {
-      const int next_k = (step + 1) / kPairs, next_j = (step + 1) % kPairs;
-      ldmatrix_transposed(b[(step + 1) % 2],
-                          Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
-    }
-    if (j == 0) {
-#pragma unroll
-      for (int i = 0; i < kBlocks; ++i) round_to_operand<Element>(a[i], p[i], k);
-    }
+  for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
-      mma<Element>(o[i][2 * j], a[i], b[step % 2][0], b[step % 2][1]);
-      mma<Element>(o[i][2 * j + 1], a[i], b[step % 2][2], b[step % 2][3]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        a[i][e] = pack<Element>(p[i][2 * k + e / 2][e % 2 * 2], p[i][2 * k + e / 2][e % 2 * 2 + 1]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int step = k * kPairs + j;
+      const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
+      if (next_k < kSteps) {
+        ldmatrix_transposed(b[(step + 1) % 2],
+                            Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
+      }
+      multiply_pair<Element>(o, j, a, b[step % 2]);
     }
   }
 }
