@@ -19,7 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashgen.plan.tiles import row_shift
 from flashgen.plan.workload import Workload
-from flashgen.spec.bounds import KV, Q
+from flashgen.runtime.arguments import DTYPES
+from flashgen.runtime.reference import evaluate
+from flashgen.spec.bounds import KV, Q, RowBounds
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -45,6 +47,11 @@ class Case:
         return cls(spec, work)
 
     @property
+    def shift(self) -> int:
+        """What is added to a row's index to get its position on the key timeline."""
+        return row_shift(self.work.align, self.work.seqlen_q, self.work.seqlen_kv)
+
+    @property
     def window(self) -> tuple[int, int]:
         """Keys kept to the left and right of each position, -1 for all, as the FlashAttention APIs take it.
 
@@ -65,7 +72,7 @@ class Case:
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k, v on the GPU, N(0, 1), [batch, seqlen, heads, head_dim]."""
         work = self.work
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[work.dtype]
+        dtype = DTYPES[work.dtype]
         generator = torch.Generator(device="cuda").manual_seed(1)
 
         def normal(seqlen: int, heads: int, head_dim: int) -> torch.Tensor:
@@ -88,19 +95,10 @@ class Case:
         index = torch.arange(self.work.seqlen_q, device=q.device)
         index = torch.cat([index[:rows], index[rows:][-rows:]])
         scores = q[0, index, 0].double() @ k[0, :, 0].double().T * self.spec.scale
-        keep = self.keep(index[:, None], torch.arange(self.work.seqlen_kv, device=q.device)[None, :])
+        values = {"q": index[:, None] + self.shift, "kv": torch.arange(self.work.seqlen_kv, device=q.device)[None, :]}
+        keep = torch.as_tensor(evaluate(self.spec.attention.mask.condition, values), device=q.device)
         weights = scores.masked_fill(~keep, -torch.inf).softmax(-1).nan_to_num(0.0)
         return index, weights @ v[0, :, 0].double()
-
-    def keep(self, row: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
-        """The mask's condition for query rows and keys, broadcast against each other."""
-        shift = row_shift(self.work.align, self.work.seqlen_q, self.work.seqlen_kv)
-        condition = self.spec.attention.mask.condition
-        if condition == sympy.true:
-            return torch.ones_like(row + kv, dtype=torch.bool)
-        kept = sympy.lambdify([Q, KV], condition, modules="torch")(row + shift, kv)
-        assert isinstance(kept, torch.Tensor)
-        return kept
 
 
 def _sdpa(backend: SDPBackend) -> Callable[[Case, torch.Tensor, torch.Tensor, torch.Tensor], Call]:
@@ -130,10 +128,13 @@ def _flex(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     block_mask = None
-    if case.spec.attention.mask.condition != sympy.true:
+    if case.work.bounds != RowBounds(None, None):
+        shift = case.shift
+        keep = sympy.lambdify([Q, KV], case.spec.attention.mask.condition, modules="torch")
         block_mask = create_block_mask(
-            lambda b, h, row, kv: case.keep(row, kv), None, None, case.work.seqlen_q, case.work.seqlen_kv, device=q.device
-        )
+            lambda b, h, row, kv: keep(row + shift, kv),
+            None, None, case.work.seqlen_q, case.work.seqlen_kv, device=q.device,
+        )  # fmt: skip
     compiled = torch.compile(flex_attention, dynamic=False)
     qt, kt, vt = (t.transpose(1, 2).contiguous() for t in (q, k, v))
     scale, grouped = case.spec.scale, q.shape[2] != k.shape[2]
