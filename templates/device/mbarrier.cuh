@@ -6,17 +6,12 @@
 // and `empty` (every reader is done). Starting the writer at parity 1 lets its first pass through the ring not wait.
 #pragma once
 
-namespace flashgen {
-
-/// Address of shared memory as the 32-bit number that PTX wants.
-__device__ __forceinline__ unsigned shared_address(const void *pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
+#include "mma.cuh"
 
 struct Barrier {
-  unsigned long long state;
+  uint64_t state;
 
-  __device__ __forceinline__ void init(unsigned arrivals) {
+  __device__ __forceinline__ void init(uint32_t arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
   }
 
@@ -24,8 +19,8 @@ struct Barrier {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
 
-  /// Arrives on the barrier at the same address in block `rank` of the cluster.
-  __device__ __forceinline__ void arrive_remote(unsigned rank) {
+  // Arrives on the barrier at the same address in block `rank` of the cluster.
+  __device__ __forceinline__ void arrive_remote(uint32_t rank) {
     asm volatile(
         "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
         " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(this)),
@@ -33,14 +28,14 @@ struct Barrier {
         : "memory");
   }
 
-  /// Arrives once and announces `bytes` that a bulk copy will deliver in this phase.
-  __device__ __forceinline__ void arrive_expect(unsigned bytes) {
+  // Arrives once and announces `bytes` that a bulk copy will deliver in this phase.
+  __device__ __forceinline__ void arrive_expect(uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
   }
 
-  /// Waits until the phase of this parity has completed.
-  __device__ __forceinline__ void wait(unsigned parity) {
+  // Waits until the phase of this parity has completed.
+  __device__ __forceinline__ void wait(uint32_t parity) {
     asm volatile(
         "{\n .reg .pred done;\n"
         "retry:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
@@ -50,16 +45,16 @@ struct Barrier {
   }
 };
 
-/// Makes the initialised barriers visible to the copy engine and to the cluster's other blocks.
+// Makes the initialised barriers visible to the copy engine and to the cluster's other blocks.
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-/// A stage of a ring and the parity that its barriers are at.
+// A stage of a ring and the parity that its barriers are at.
 template <int kStages>
 struct RingPosition {
   int stage = 0;
-  unsigned parity = 0;
+  uint32_t parity = 0;
 
   __device__ __forceinline__ void advance() {
     if (++stage == kStages) {
@@ -69,7 +64,30 @@ struct RingPosition {
   }
 };
 
-/// Named barriers (PTX "bar.sync", "bar.arrive"): `threads` counts those that sync and those that only arrive.
+// This block's number in its cluster (PTX "%cluster_ctarank").
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Every thread of every block of the cluster (PTX "barrier.cluster").
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.aligned;\n barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// Writes a word at the same address in block `rank`, delivered on that block's barrier (PTX "st.async").
+__device__ __forceinline__ void store_remote(int *destination, int value, Barrier *full, uint32_t rank) {
+  asm volatile(
+      "{\n .reg .b32 remote, remote_full;\n mapa.shared::cluster.u32 remote, %0, %3;\n"
+      " mapa.shared::cluster.u32 remote_full, %2, %3;\n"
+      " st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [remote], %1, [remote_full];\n}" ::"r"(
+          shared_address(destination)),
+      "r"(value), "r"(shared_address(full)), "r"(rank)
+      : "memory");
+}
+
+// Named barriers (PTX "bar.sync", "bar.arrive"): `threads` counts those that sync and those that only arrive.
 template <int kThreads>
 __device__ __forceinline__ void named_barrier_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
@@ -79,5 +97,3 @@ template <int kThreads>
 __device__ __forceinline__ void named_barrier_arrive(int id) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
 }
-
-}  // namespace flashgen

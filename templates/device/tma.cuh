@@ -7,9 +7,7 @@
 
 #include "mbarrier.cuh"
 
-namespace flashgen {
-
-/// CUtensorMap; <cuda.h> does not compile under NVRTC.
+// CUtensorMap; <cuda.h> does not compile under NVRTC.
 struct alignas(64) TensorMap {
   unsigned char opaque[128];
 };
@@ -27,9 +25,9 @@ __device__ __forceinline__ void tma_load(void *destination, const TensorMap *map
       : "memory");
 }
 
-/// The same box lands at the same offset in every block of `blocks`, and completes on each one's own barrier.
+// The same box lands at the same offset in every block of `blocks`, and completes on each one's own barrier.
 __device__ __forceinline__ void tma_load_multicast(void *destination, const TensorMap *map, Barrier *full,
-                                                   unsigned short blocks, int column, int row, int head, int batch) {
+                                                   uint16_t blocks, int column, int row, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
       " [%0], [%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(shared_address(destination)),
@@ -46,13 +44,11 @@ __device__ __forceinline__ void tma_store(const TensorMap *map, const void *sour
 
 __device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
-/// Waits until this thread's stores have read their shared memory (it may be overwritten; the writes may be in flight).
+// Waits until this thread's stores have read their shared memory (it may be overwritten; the writes may be in flight).
 __device__ __forceinline__ void tma_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
-/// Orders this thread's ordinary shared-memory accesses before later ones of the copy engine and the tensor cores
-/// (PTX "Async proxy").
+// Orders this thread's ordinary shared-memory accesses before later ones of the copy engine and the tensor cores
+// (PTX "Async proxy").
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-}  // namespace flashgen

@@ -19,8 +19,6 @@
 
 #include "mbarrier.cuh"
 
-namespace flashgen {
-
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -30,32 +28,36 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnfinished) : "memory");
 }
 
-/// Keeps the compiler from moving accesses of these registers across: it does not know that `wgmma` is asynchronous.
-template <int kCount>
-__device__ __forceinline__ void pin_registers(float (&registers)[kCount]) {
+// Keeps the compiler from moving accesses of these registers across: it does not know that `wgmma` is asynchronous.
+template <int kTiles>
+__device__ __forceinline__ void pin_registers(float (&registers)[kTiles][4]) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+  for (int j = 0; j < kTiles; ++j) {
+    asm volatile("" : "+f"(registers[j][0]), "+f"(registers[j][1]), "+f"(registers[j][2]), "+f"(registers[j][3])::"memory");
+  }
 }
 
-template <int kCount>
-__device__ __forceinline__ void pin_registers(unsigned (&registers)[kCount]) {
+template <int kSteps>
+__device__ __forceinline__ void pin_registers(uint32_t (&registers)[kSteps][4]) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+  for (int k = 0; k < kSteps; ++k) {
+    asm volatile("" : "+r"(registers[k][0]), "+r"(registers[k][1]), "+r"(registers[k][2]), "+r"(registers[k][3])::"memory");
+  }
 }
 
-/// Descriptor of an operand in 128-byte-swizzled panels; `leading_bytes` counts for MN-major operands only.
-__device__ __forceinline__ unsigned long long wgmma_descriptor(const void *panel, unsigned leading_bytes) {
-  unsigned low = ((shared_address(panel) & 0x3FFFF) >> 4) | ((leading_bytes >> 4) << 16);
-  unsigned high = (1024 >> 4) | (1u << 30);
-  return (static_cast<unsigned long long>(high) << 32) | low;
+// Descriptor of an operand in 128-byte-swizzled panels; `leading_bytes` counts for MN-major operands only.
+__device__ __forceinline__ uint64_t wgmma_descriptor(const void *panel, uint32_t leading_bytes) {
+  uint32_t low = ((shared_address(panel) & 0x3FFFF) >> 4) | ((leading_bytes >> 4) << 16);
+  uint32_t high = (1024 >> 4) | (1u << 30);
+  return (static_cast<uint64_t>(high) << 32) | low;
 }
 
-/// The descriptor `bytes` further on; never carries out of the address bits within 227 KiB.
-__device__ __forceinline__ unsigned long long advance(unsigned long long descriptor, unsigned bytes) {
+// The descriptor `bytes` further on; never carries out of the address bits within 227 KiB.
+__device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes) {
   return descriptor + (bytes >> 4);
 }
 
-/// Registers of this warpgroup, once at the start of its role (PTX "setmaxnreg").
+// Registers of this warpgroup, once at the start of its role (PTX "setmaxnreg").
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -65,5 +67,3 @@ template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
-
-}  // namespace flashgen
