@@ -1,10 +1,10 @@
 """What must fit on the chip: relations between the sizes of a tiling, as sympy expressions.
 
-`FAMILIES[name].constraints` lists them. They serve three ends from one definition: `violations` is the one
-legality predicate, for solved and for user-given tilings alike; `bound` solves a limit for one unknown
-(``tile_kv <= ...``), which is how the solver enumerates only what is legal; `usage` gives the numbers to print.
+`FAMILIES[name].constraints` lists them. One definition serves three ends: `violations` is the one legality
+predicate, for solved and for user-given tilings alike; `bound` solves a limit for one unknown
+(``tile_kv <= ...``), so that the solver enumerates only what is legal; `usage` gives the numbers to print.
 
-Shared memory is laid out in docs/architecture.md, "Shared memory"; registers are counted per computing thread.
+Shared memory is laid out in docs/architecture.md, "Shared memory". Registers are per computing thread.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ BYTES = 2           # per element of q, k, v, o: bf16 and fp16
 BARRIER_BYTES = 1024
 ALIGNMENT_BYTES = 1024  # what aligning the base of dynamic shared memory to 1024 B can cost
 
-# Registers beyond accumulators: addresses, loop state, operand fragments in flight. The only numbers here that
-# come from the compiler instead of the layout; calibrate them against the `registers` of resource reports.
+# Registers beyond accumulators: addresses, loop state, operand fragments in flight. The only numbers here
+# that come from the compiler and not from the layout; calibrate them against `registers` of resource reports.
 SM80_OVERHEAD = 32               # per thread
 SM80_OVERHEAD_PER_FRAGMENT = 8   # and for each m16 fragment of rows: its A operand, row maximum and row sum
 # By consumer warpgroups: 216 of 240 and 128 of 160 is what accumulators can have without spills on an H200.
@@ -173,12 +173,12 @@ def _sm80() -> Family:
         + SM80_OVERHEAD + SM80_OVERHEAD_PER_FRAGMENT * fragments
     )
     # The register file is handed out in multiples of 8 a thread.
-    file_share = 8 * sympy.floor(REGISTERS_PER_SM / (8 * threads))
+    own_registers = sympy.Min(MAX_REGISTERS, 8 * sympy.floor(REGISTERS_PER_SM / (8 * threads)))
     return Family(
         "sm80", frozenset({"cp_async"}), Sm80Schedule, smem, registers,
         (
             Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
-            Limit("registers", registers, sympy.Min(MAX_REGISTERS, file_share), "registers per thread", True),
+            Limit("registers", registers, own_registers, "registers per thread", of_chip=True),
             Limit("threads", threads, sympy.Integer(1024), "threads", of_chip=True),
             Multiple("rows per warp", TILE_Q, 16 * WARPS, "16 rows of mma.sync m16n8k16 for each warp"),
             Multiple("mma depth", TILE_KV, sympy.Integer(16), "the depth of mma.sync m16n8k16 in P V"),
@@ -201,23 +201,27 @@ def _sm90() -> Family:
     # A warpgroup of 128 threads holds 64 rows: tile_kv / 2 fp32 of S, half as many 32-bit registers of P.
     # Without overlap P replaces S; with it, the next S is being made while P is consumed.
     registers = (
-        TILE_KV / 2 + OVERLAP * P_IN_REGISTERS * TILE_KV / 4 + sympy.ceiling(HEAD_DIM_V / 8) * 4 + REGISTER_OVERHEAD
+        TILE_KV / 2
+        + OVERLAP * P_IN_REGISTERS * TILE_KV / 4
+        + 4 * sympy.ceiling(HEAD_DIM_V / 8)  # O, fp32
+        + REGISTER_OVERHEAD
     )
-    one = sympy.Integer(1)
+    own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
+    block_registers = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
+    one, widest = sympy.Integer(1), sympy.Integer(256)
     return Family(
         "sm90", frozenset({"tma", "wgmma", "setmaxnreg"}), Sm90Schedule, smem, registers,
         (
             Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
-            Limit("registers", registers, sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS), "registers per thread"),
-            Limit("register file", 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS, REGISTERS_PER_SM,
-                  "registers per block", of_chip=True),
+            Limit("registers", registers, own_registers, "registers per thread"),
+            Limit("register file", block_registers, REGISTERS_PER_SM, "registers per block", of_chip=True),
             Limit("threads", 32 * WARPS + 128, sympy.Integer(1024), "threads", of_chip=True),
-            Limit("WGMMA width of S", TILE_KV, sympy.Integer(256), "columns of wgmma m64nNk16", of_chip=True),
-            Limit("WGMMA width of O", HEAD_DIM_V, sympy.Integer(256), "columns of wgmma m64nNk16", of_chip=True),
+            Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", of_chip=True),
+            Limit("WGMMA width of O", HEAD_DIM_V, widest, "columns of wgmma m64nNk16", of_chip=True),
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
             Limit("O staged in Q", O_ALIASES_Q * o, q, "B of Q's buffer"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
-            Limit("setmaxnreg of consumers", CONSUMER_REGISTERS, sympy.Integer(256), "registers", of_chip=True),
+            Limit("setmaxnreg of consumers", CONSUMER_REGISTERS, widest, "registers", of_chip=True),
             Limit("setmaxnreg of the producer", sympy.Integer(24), PRODUCER_REGISTERS, "registers"),
             Limit("cluster", CLUSTER, sympy.Integer(8), "blocks in a cluster", of_chip=True),
             Multiple("warpgroups", WARPS, sympy.Integer(4), "warpgroups of 4 warps"),
@@ -258,9 +262,8 @@ def usage(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> tupl
     values = tiling.values(head_dim_qk, head_dim_v, arch)
     numbers = _evaluate(tiling.family, values)
     constraints = FAMILIES[tiling.family].constraints
-    return tuple(
-        Usage(c, used, allowed) for c, used, allowed in zip(constraints, numbers[0::2], numbers[1::2], strict=True)
-    )
+    sides = zip(constraints, numbers[0::2], numbers[1::2], strict=True)
+    return tuple(Usage(constraint, used, allowed) for constraint, used, allowed in sides)
 
 
 def violations(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> tuple[Usage, ...]:
@@ -288,7 +291,10 @@ def bound(limit: Limit, unknown: Expr) -> tuple[Expr, ...]:
 
 
 def largest(family: Family, unknown: Expr, values: Mapping[Expr, int]) -> tuple[float, Limit | None]:
-    """The tightest upper bound on `unknown` over all limits, and the limit that sets it; inf where none does."""
+    """The tightest upper bound on `unknown` over all limits, and the limit that sets it.
+
+    inf and None where nothing bounds it; -inf where a limit is broken whatever the unknown is.
+    """
     best: tuple[float, Limit | None] = (float("inf"), None)
     arguments = [values[s] for s in _SYMBOLS]
     for limit, solved in _bounds(family.name, unknown):
@@ -319,8 +325,9 @@ def _bounds(family: str, unknown: Expr) -> tuple[tuple[Limit, tuple[tuple[_Numer
     for limit in FAMILIES[family].constraints:
         if isinstance(limit, Limit) and not limit.allowed.has(unknown):
             pairs = tuple(
-                (sympy.lambdify(_SYMBOLS, slope, "math"), sympy.lambdify(_SYMBOLS, limit.allowed - rest, "math"))
-                for slope, rest in _linear(limit, unknown) if slope != 0
+                tuple(sympy.lambdify(_SYMBOLS, side, "math") for side in (slope, limit.allowed - rest))
+                for slope, rest in _linear(limit, unknown)
+                if slope != 0
             )
             if pairs:
                 found.append((limit, pairs))

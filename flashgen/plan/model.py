@@ -7,7 +7,7 @@ equality or in the source, so two solvers that reach the same tiling print the s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from flashgen.spec.bounds import RowBounds
 
@@ -90,6 +90,12 @@ class KernelPlan:
     def threads(self) -> int:
         """Threads of a block; the sm90 producer is one more warpgroup."""
         return 32 * self.warps + (128 if self.family == "sm90" else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-safe; `plan_from_dict` reads it back to an equal plan."""
+        from flashgen.plan.record import plan_to_dict
+
+        return plan_to_dict(self)
 
 
 __all__ = ["Explanation", "KernelPlan", "MaskPlan", "Sm80Schedule", "Sm90Schedule"]

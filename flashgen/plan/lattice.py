@@ -1,0 +1,174 @@
+"""The tilings worth considering: the axes of each family, and what the user fixed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from flashgen.arch import Arch
+from flashgen.errors import PlanError, Problem
+from flashgen.plan.constraints import FAMILIES, REGISTER_SPLITS, TILE_KV, Family, Tiling, largest, padded, violations
+from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.workload import Workload
+from flashgen.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from flashgen.spec import AttentionSpec
+
+# Families whose templates exist, the preferred first; an arch takes the first whose features it has.
+AVAILABLE_FAMILIES: tuple[Literal["sm80", "sm90"], ...] = ("sm80",)
+
+TILE_KV_STEP = 16
+TILE_KV_MAX = 256
+SM80_TILE_Q = (32, 64, 128, 256)
+SM80_FRAGMENTS = (1, 2)     # m16 fragments of rows in each warp: more spill, fewer are no tile
+SM80_STAGES = (1, 2, 3, 4)
+SM90_WARPGROUPS = (1, 2, 3)
+SM90_STAGES = (2, 3, 4)     # one buffer cannot be filled while it is read; a user may still ask for it
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user fixed under `tiles:`; None and absent fields are the solver's to choose."""
+
+    q: int | None = None
+    kv: int | None = None
+    stages: int | None = None
+    warps: int | None = None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no tile size is left to solve for."""
+        return None not in (self.q, self.kv, self.stages, self.warps)
+
+
+def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
+    """The kernel family for a spec on a chip, and the user's own choices, checked against its fields.
+
+    Raises:
+        PlanError: the chip lacks what the asked-for family needs, or a schedule field is unknown or ill-typed.
+    """
+    asked = dict(spec.tiles.schedule or {})
+    name = asked.pop("family", None)
+    at = spec.locate("tiles", "schedule", "family")
+    if name is None:
+        name = next(f for f in AVAILABLE_FAMILIES if FAMILIES[f].features <= arch.features)
+    elif name not in AVAILABLE_FAMILIES:
+        raise PlanError(
+            f"there is no kernel family {name!r}", location=at,
+            hint=did_you_mean(str(name), AVAILABLE_FAMILIES, AVAILABLE_FAMILIES),
+        )
+    family = FAMILIES[name]
+    if missing := sorted(family.features - arch.features):
+        raise PlanError(
+            f"family {name} needs {', '.join(missing)}, which {arch.target} lacks", location=at,
+            hint="leave out tiles.schedule.family to get the one for this chip",
+        )
+    problems = list(_schedule_problems(asked, family, spec))
+    if problems:
+        raise PlanError(problems)
+    tiles = spec.tiles
+    return family, Given(tiles.q, tiles.kv, tiles.stages, tiles.warps, MappingProxyType(asked))
+
+
+def _schedule_problems(asked: Mapping[str, Any], family: Family, spec: AttentionSpec) -> Iterator[Problem]:
+    hints = get_type_hints(family.schedule)
+    for name, value in asked.items():
+        at = spec.locate("tiles", "schedule", name)
+        if name not in hints:
+            yield Problem(f"family {family.name} has no schedule field {name!r}", at, did_you_mean(name, hints, hints))
+            continue
+        expected = hints[name]
+        choices = get_args(expected)
+        if choices:
+            fits, allowed = value in choices, " or ".join(choices)
+        elif expected is bool:
+            fits, allowed = isinstance(value, bool), "true or false"
+        else:
+            fits, allowed = isinstance(value, int) and not isinstance(value, bool) and value > 0, "a positive integer"
+        if not fits:
+            yield Problem(f"schedule.{name} is {value!r}", at, f"allowed: {allowed}")
+
+
+def lattice(family: Family, workload: Workload, given: Given) -> Iterator[Tiling]:
+    """Every point, legal or not, in a fixed order; what the user gave is kept as it is."""
+    axis = (given.kv,) if given.kv is not None else range(TILE_KV_STEP, TILE_KV_MAX + 1, TILE_KV_STEP)
+    for stem in _stems(family, workload, given):
+        for tile_kv in axis:
+            yield replace(stem, tile_kv=tile_kv)
+
+
+def legal(family: Family, workload: Workload, given: Given, arch: Arch) -> Iterator[Tiling]:
+    """The legal points. `tile_kv` runs only up to the bound that the constraints solve to."""
+    head = (workload.head_dim_qk, workload.head_dim_v)
+    for stem in _stems(family, workload, given):
+        if given.kv is not None:
+            axis: tuple[int, ...] | range = (given.kv,)
+        else:
+            most, _ = largest(family, TILE_KV, stem.values(*head, arch))
+            axis = range(TILE_KV_STEP, int(max(0, min(most, TILE_KV_MAX))) + 1, TILE_KV_STEP)
+        for tile_kv in axis:
+            tiling = replace(stem, tile_kv=tile_kv)
+            if not violations(tiling, *head, arch):
+                yield tiling
+
+
+def _stems(family: Family, workload: Workload, given: Given) -> Iterator[Tiling]:
+    """Points without their tile_kv (it stands at one step)."""
+    for (tile_q, warps), stages in product(_rows(family, given), _stages(family, given)):
+        for schedule in _schedules(family, workload, tile_q, warps, given):
+            yield Tiling(family.name, tile_q, TILE_KV_STEP, stages, warps, schedule)
+
+
+def _rows(family: Family, given: Given) -> list[tuple[int, int]]:
+    """(tile_q, warps) pairs."""
+    if given.q is not None and given.warps is not None:
+        return [(given.q, given.warps)]
+    if family.name == "sm90":
+        if given.q is not None:
+            return [(given.q, padded(max(given.q, 1), 64) // 16)]
+        warps = (given.warps,) if given.warps is not None else tuple(4 * wg for wg in SM90_WARPGROUPS)
+        return [(16 * w, w) for w in warps]
+    if given.warps is not None:
+        return [(16 * given.warps * fragments, given.warps) for fragments in SM80_FRAGMENTS]
+    sizes = (given.q,) if given.q is not None else SM80_TILE_Q
+    pairs = [(q, q // (16 * m)) for q in sizes for m in SM80_FRAGMENTS if q % (16 * m) == 0]
+    return pairs or [(q, 1) for q in sizes]
+
+
+def _stages(family: Family, given: Given) -> tuple[int, ...]:
+    if given.stages is not None:
+        return (given.stages,)
+    return SM80_STAGES if family.name == "sm80" else SM90_STAGES
+
+
+def _schedules(
+    family: Family, workload: Workload, tile_q: int, warps: int, given: Given
+) -> list[Sm80Schedule | Sm90Schedule]:
+    options: list[Sm80Schedule | Sm90Schedule]
+    if family.name == "sm80":
+        options = [Sm80Schedule(q_in_registers=choice) for choice in (False, True)]
+    else:
+        warpgroups = max(1, warps // 4)
+        producer, consumer = REGISTER_SPLITS.get(warpgroups, REGISTER_SPLITS[3])[0]
+        uneven = workload.bounds.first is not None or workload.bounds.last is not None
+        options = [
+            Sm90Schedule(
+                p_in_registers=p_in_registers,
+                overlap=True,
+                ping_pong=warpgroups > 1,
+                q_stages=q_stages,
+                tile_order="dynamic" if uneven else "static",
+                o_aliases_q=padded(workload.head_dim_v, 64) <= q_stages * padded(workload.head_dim_qk, 64),
+                producer_registers=producer,
+                consumer_registers=consumer,
+            )
+            for p_in_registers in (True, False) for q_stages in (1, 2)
+        ]
+    known = {f.name for f in fields(family.schedule)}
+    fixed = {name: value for name, value in given.schedule.items() if name in known}
+    return list(dict.fromkeys(replace(option, **fixed) for option in options))
