@@ -8,10 +8,16 @@
 
 #include "types.cuh"
 
-// PTX: "Floating Point Instructions: ex2" (ex2.approx: two ulp; of -inf it is +0).
+// PTX: "Floating Point Instructions": "ex2" (two ulp; of -inf it is +0) and "rcp" (one ulp).
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -63,13 +69,13 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       sum[r] = quad_sum(sum[r]);
-      inverse[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+      inverse[r] = sum[r] == 0.0f ? 0.0f : reciprocal_approx(sum[r]);
     }
   }
 
   // Natural logarithm of the sum of exp(scale * s) over row r, after `finish`; -inf for a row with no kept key.
   __device__ __forceinline__ float log_sum_exp(int r, float scale) const {
-    return sum[r] == 0.0f ? negative_infinity() : maximum[r] * scale + logf(sum[r]);
+    return sum[r] == 0.0f ? negative_infinity() : maximum[r] * scale + __logf(sum[r]);
   }
 };
 
