@@ -4,7 +4,7 @@ A ranking, not a simulation. An SM's time for one kv tile of its resident blocks
 (tensor cores; MUFU and fp32, for the softmax; shared memory) plus the share of the others that fails to
 overlap. Blocks are then laid over the SMs in waves, and the whole can be no faster than L2 or HBM deliver.
 
-The constants below are facts of the kernels, each with its origin; everything else comes from the arch record.
+The constants below are facts of the kernels, each with its origin; all else comes from the arch record.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ FP32_PER_RESCALE = 1        # O *= exp(m_old - m_new), each element, each kv til
 # Share of the lesser pipes' time that is not hidden behind the busiest. On sm90 from an ablation on an H200
 # (bf16, full, 16k tokens): d128 {128,128} both 661, no ping-pong 489, no overlap 520 TFLOP/s; d64 {192,128}
 # with three warpgroups 538 and 495; d256 {128,80} 715. tests/test_plan_cost.py holds the fit.
-SERIAL_SM90 = 0.28
+SERIAL_SM90 = 0.30
 SERIAL_SM90_NO_PING_PONG = {1: 0.90, 2: 0.85, 3: 0.45}  # by consumer warpgroups
 SERIAL_SM90_NO_OVERLAP = 0.75
-# On sm80 warps overlap only with each other: a scheduler with one warp hides nothing.
+# On sm80 warps overlap only with each other. A warp of another block counts as a whole one; a second warp of the
+# same block on a scheduler as half, since barriers keep it near the same phase.
 SCHEDULERS = 4
+SAME_BLOCK_OVERLAP = 0.5
 
-ITERATION_CYCLES = {"sm80": 200.0, "sm90": 60.0}   # barriers and the latency of the first mma after one
+# Of every block and kv tile: issuing addresses, loop and copies; and latency (barriers, the first mma after one),
+# which other warps can hide.
+ITERATION_CYCLES = {"sm80": 100.0, "sm90": 0.0}
+LATENCY_CYCLES = {"sm80": 400.0, "sm90": 200.0}
 PROLOGUE_CYCLES = {"sm80": 2500.0, "sm90": 1500.0}  # a block's (sm90: q tile's) first loads, and storing O
-SECOND_Q_BUFFER = 0.6        # of the prologue remains: measured on an H200, d64, seqlen 512: 358 -> 384 TFLOP/s
+SECOND_Q_BUFFER = 0.6        # of the prologue remains; on an H200, d64, seqlen 512: 358 -> 384 TFLOP/s
 OWN_O_BUFFER = 0.9
 LOAD_LATENCY_CYCLES = 800.0  # from L2, with a tile's worth of requests in flight
 LAUNCH_SECONDS = 3e-6
@@ -52,7 +57,8 @@ class Cost:
 
     seconds: float
     tensor_s: float
-    softmax_s: float
+    exp2_s: float          # MUFU
+    softmax_s: float       # MUFU and fp32 pipes one after the other
     smem_s: float
     l2_s: float
     hbm_s: float
@@ -98,13 +104,16 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     per_sm = max(1, min(occupancy(tiling, w.head_dim_qk, w.head_dim_v, arch), ceil(blocks / arch.sms)))
 
     masked = counts.masked / max(counts.visited, 1)
-    tensor, softmax, shared = _pipes(tiling, w, arch, masked)
+    tensor, exp2, fp32, shared = _pipes(tiling, w, arch, masked)
     serial = _serial_share(tiling, per_sm)
-    busiest = max(tensor, softmax, shared)
-    busy = per_sm * (busiest + serial * (tensor + softmax + shared - busiest))
+    busiest = max(tensor, exp2, fp32, shared)
+    # WGMMA reads shared memory by itself; ldmatrix takes its turn among a warp's other instructions.
+    taking_turns = tensor + exp2 + fp32 + (shared if tiling.family == "sm80" else 0.0)
+    busy = busiest + serial * max(0.0, taking_turns - busiest) + ITERATION_CYCLES[tiling.family]
+    busy *= per_sm
     ahead = tiling.stages - 0.5  # K comes a whole tile ahead with two stages, V half a tile behind it
     stall = max(0.0, LOAD_LATENCY_CYCLES - ahead * busy)
-    cycles = busy + serial * (ITERATION_CYCLES[tiling.family] + stall)
+    cycles = busy + serial * (LATENCY_CYCLES[tiling.family] + stall)
 
     prologue = PROLOGUE_CYCLES[tiling.family] * _exposed_prologue(tiling)
     slots = arch.sms * per_sm
@@ -123,7 +132,8 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     return Cost(
         seconds=seconds,
         tensor_s=tensor * pipe_s,
-        softmax_s=softmax * pipe_s,
+        exp2_s=exp2 * pipe_s,
+        softmax_s=(exp2 + fp32) * pipe_s,
         smem_s=shared * pipe_s,
         l2_s=l2_s,
         hbm_s=hbm_s,
@@ -137,19 +147,19 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     )
 
 
-def _pipes(tiling: Tiling, w: Workload, arch: Arch, masked: float) -> tuple[float, float, float]:
-    """Cycles of one block's kv tile on the tensor cores, in the softmax's pipes, and in shared memory."""
+def _pipes(tiling: Tiling, w: Workload, arch: Arch, masked: float) -> tuple[float, float, float, float]:
+    """Cycles of one block's kv tile on the tensor cores, the MUFU, the fp32 pipes, and in shared memory."""
     scores = tiling.tile_q * tiling.tile_kv
     d_qk, d_v = padded(w.head_dim_qk, 16), padded(w.head_dim_v, 16)
     fraction = arch.mma_sync_fraction if tiling.family == "sm80" else 1.0
     flops_per_clock = arch.tensor_flops[w.dtype] * fraction / (arch.sms * arch.clock_hz)
     tensor = 2 * scores * (d_qk + d_v) / flops_per_clock
 
-    softmax = (
-        scores / arch.exp2_per_clock_per_sm
-        + scores * (FP32_PER_SCORE + masked * FP32_PER_MASKED_SCORE) / FP32_PER_CLOCK
-        + tiling.tile_q * w.head_dim_v * FP32_PER_RESCALE / FP32_PER_CLOCK
-    )
+    exp2 = scores / arch.exp2_per_clock_per_sm
+    fp32 = (
+        scores * (FP32_PER_SCORE + masked * FP32_PER_MASKED_SCORE)
+        + tiling.tile_q * w.head_dim_v * FP32_PER_RESCALE
+    ) / FP32_PER_CLOCK
 
     kv_bytes = BYTES * tiling.tile_kv * (d_qk + d_v)
     q_bytes = BYTES * tiling.tile_q * d_qk
@@ -160,13 +170,15 @@ def _pipes(tiling: Tiling, w: Workload, arch: Arch, masked: float) -> tuple[floa
         # every warpgroup's wgmma reads all of K and V, Q as its A operand, and P if it has to come back
         p_bytes = 0 if tiling.schedule.p_in_registers else 2 * BYTES * scores
         read = tiling.warps // 4 * kv_bytes + q_bytes + p_bytes
-    return tensor, softmax, (read + kv_bytes) / SMEM_BYTES_PER_CLOCK
+    return tensor, exp2, fp32, (read + kv_bytes) / SMEM_BYTES_PER_CLOCK
 
 
 def _serial_share(tiling: Tiling, blocks_per_sm: int) -> float:
     schedule = tiling.schedule
     if isinstance(schedule, Sm80Schedule):
-        return min(1.0, SCHEDULERS / (tiling.warps * blocks_per_sm))
+        warps_each = max(1.0, tiling.warps * blocks_per_sm / SCHEDULERS)
+        blocks_each = min(warps_each, float(blocks_per_sm))
+        return 1.0 / (blocks_each + SAME_BLOCK_OVERLAP * (warps_each - blocks_each))
     if not schedule.overlap:
         return SERIAL_SM90_NO_OVERLAP if schedule.ping_pong else 1.0
     if schedule.ping_pong:
@@ -186,8 +198,8 @@ def _exposed_prologue(tiling: Tiling) -> float:
 def _makespan(lengths: np.ndarray, heads: int, slots: int) -> float:
     """Cycles until the last of the blocks is done; `lengths` has one head's, longest first.
 
-    Handing out the longest first, the slots end together but for the last wave, whose blocks are the shortest:
-    that wave is lost in proportion to how empty it is. Exact where all blocks are equal.
+    Handed out longest first, the slots end together but for the last wave, whose blocks are the shortest: that
+    wave is lost in proportion to how empty it is. Exact where all blocks are equal.
     """
     if lengths.size == 0:
         return 0.0

@@ -121,10 +121,11 @@ def refusal(tiling: Tiling, workload: Workload, given: Given, arch: Arch, spec: 
 
 
 def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> tuple[str, Location | None]:
-    """The user's own choices in a constraint, or all sizes in it where none is the user's; and where they stand."""
-    symbols = {symbol.name for side in (use.constraint.used, use.constraint.allowed) for symbol in side.free_symbols}
+    """The user's own choices in a constraint and where they stand; all sizes in it where none is the user's."""
+    constraint = use.constraint
+    symbols = {symbol.name for symbol in constraint.used.free_symbols | constraint.allowed.free_symbols}
     own: dict[str, Any] = {}
-    paths = []
+    paths: list[tuple[str, ...]] = []
     for name, key in _KEYS.items():
         if name in symbols and getattr(given, key) is not None:
             own[name] = getattr(given, key)
@@ -135,7 +136,8 @@ def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> t
             paths.append(("schedule", name))
     if not own:
         own = {s.name: getattr(tiling, s.name) for s in UNKNOWNS if s.name in symbols}
-        own |= {f.name: getattr(tiling.schedule, f.name) for f in fields(tiling.schedule) if f.name in symbols}
+        schedule = tiling.schedule
+        own |= {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.name in symbols}
     subject = ", ".join(f"{name}={value}" for name, value in own.items()) or "the head"
     return subject, spec.locate("tiles", *paths[0]) if paths else spec.locate("attention", "head_dim")
 

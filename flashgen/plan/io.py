@@ -3,9 +3,9 @@
 Four figures for one workload:
 
 * `compulsory`: every tensor crosses once. No kernel moves less.
-* `rereads_miss`: K and V cross again for each q tile, as if L2 did not exist: FlashAttention's two-level model
+* `rereads_miss`: K and V cross again for each q tile, as if there were no L2: FlashAttention's two-level model
   with the block's shared memory as its SRAM (Dao et al., arXiv 2205.14135, section 3.2). Real traffic lies
-  between these two; L2 serves all of the second figure, HBM what L2 does not hold.
+  between these two: L2 serves all of the second figure, HBM what L2 does not hold.
 * `standard`: S and P are written and read back, Theta(N d + N^2) (2205.14135, Algorithm 0).
 * `lower_bound`: Theta(min(N^2 d / sqrt(M), N^2 d^2 / M)) elements for M elements of SRAM (Saha and Ye,
   arXiv 2402.07443). From M >= d^2 on, the second is the smaller: there FlashAttention is optimal (2205.14135,
@@ -28,9 +28,10 @@ from flashgen.plan.workload import Workload
 
 Expr = Any
 
-BATCH, HEADS_Q, HEADS_KV, SEQLEN_Q, SEQLEN_KV, HEAD_DIM_QK, HEAD_DIM_V, TILE_Q, KV_ROWS, PAIRS, SRAM = sympy.symbols(
-    "batch heads_q heads_kv seqlen_q seqlen_kv head_dim_qk head_dim_v tile_q kv_rows pairs M", positive=True
+BATCH, HEADS_Q, HEADS_KV, SEQLEN_Q, SEQLEN_KV, HEAD_DIM_QK, HEAD_DIM_V = sympy.symbols(
+    "batch heads_q heads_kv seqlen_q seqlen_kv head_dim_qk head_dim_v", positive=True
 )
+TILE_Q, KV_ROWS, PAIRS, SRAM = sympy.symbols("tile_q kv_rows pairs M", positive=True)
 BYTES = 2      # per element of q, k, v, o
 LSE_BYTES = 4
 

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from flashgen.arch import Arch
 from flashgen.errors import PlanError, Problem
-from flashgen.plan.constraints import FAMILIES, REGISTER_SPLITS, TILE_KV, Family, Tiling, largest, padded, violations
+from flashgen.plan.constraints import (
+    FAMILIES,
+    REGISTER_SPLITS,
+    TILE_KV,
+    Family,
+    Tiling,
+    largest,
+    padded,
+    violations,
+)
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.workload import Workload
-from flashgen.spec.suggest import did_you_mean
+from flashgen.spec.suggest import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -23,8 +32,10 @@ AVAILABLE_FAMILIES: tuple[Literal["sm80", "sm90"], ...] = ("sm80",)
 
 TILE_KV_STEP = 16
 TILE_KV_MAX = 256
-SM80_TILE_Q = (32, 64, 128, 256)
-SM80_FRAGMENTS = (1, 2)     # m16 fragments of rows in each warp: more spill, fewer are no tile
+# (tile_q, warps): one or two m16 fragments of rows in each warp; more spill. From 16 warps on, a thread has at
+# most 128 registers; below 4, a scheduler has nothing to do.
+SM80_ROWS = ((32, 2), (64, 4), (128, 4), (128, 8), (256, 8))
+SM80_FRAGMENTS = (1, 2)
 SM80_STAGES = (1, 2, 3, 4)
 SM90_WARPGROUPS = (1, 2, 3)
 SM90_STAGES = (2, 3, 4)     # one buffer cannot be filled while it is read; a user may still ask for it
@@ -50,7 +61,7 @@ def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
     """The kernel family for a spec on a chip, and the user's own choices, checked against its fields.
 
     Raises:
-        PlanError: the chip lacks what the asked-for family needs, or a schedule field is unknown or ill-typed.
+        PlanError: the chip lacks what the family needs, or a schedule field is unknown or ill-typed.
     """
     asked = dict(spec.tiles.schedule or {})
     name = asked.pop("family", None)
@@ -59,7 +70,7 @@ def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
         name = next(f for f in AVAILABLE_FAMILIES if FAMILIES[f].features <= arch.features)
     elif name not in AVAILABLE_FAMILIES:
         raise PlanError(
-            f"there is no kernel family {name!r}", location=at,
+            f"there is no kernel family {quoted(str(name))}", location=at,
             hint=did_you_mean(str(name), AVAILABLE_FAMILIES, AVAILABLE_FAMILIES),
         )
     family = FAMILIES[name]
@@ -80,7 +91,8 @@ def _schedule_problems(asked: Mapping[str, Any], family: Family, spec: Attention
     for name, value in asked.items():
         at = spec.locate("tiles", "schedule", name)
         if name not in hints:
-            yield Problem(f"family {family.name} has no schedule field {name!r}", at, did_you_mean(name, hints, hints))
+            message = f"family {family.name} has no schedule field {quoted(name)}"
+            yield Problem(message, at, did_you_mean(name, hints, hints))
             continue
         expected = hints[name]
         choices = get_args(expected)
@@ -89,7 +101,7 @@ def _schedule_problems(asked: Mapping[str, Any], family: Family, spec: Attention
         elif expected is bool:
             fits, allowed = isinstance(value, bool), "true or false"
         else:
-            fits, allowed = isinstance(value, int) and not isinstance(value, bool) and value > 0, "a positive integer"
+            fits, allowed = type(value) is int and value > 0, "a positive integer"
         if not fits:
             yield Problem(f"schedule.{name} is {value!r}", at, f"allowed: {allowed}")
 
@@ -135,9 +147,10 @@ def _rows(family: Family, given: Given) -> list[tuple[int, int]]:
         return [(16 * w, w) for w in warps]
     if given.warps is not None:
         return [(16 * given.warps * fragments, given.warps) for fragments in SM80_FRAGMENTS]
-    sizes = (given.q,) if given.q is not None else SM80_TILE_Q
-    pairs = [(q, q // (16 * m)) for q in sizes for m in SM80_FRAGMENTS if q % (16 * m) == 0]
-    return pairs or [(q, 1) for q in sizes]
+    if given.q is None:
+        return list(SM80_ROWS)
+    pairs = [(given.q, given.q // (16 * m)) for m in SM80_FRAGMENTS if given.q % (16 * m) == 0]
+    return pairs or [(given.q, 1)]
 
 
 def _stages(family: Family, given: Given) -> tuple[int, ...]:

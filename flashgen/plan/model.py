@@ -23,9 +23,9 @@ class Sm80Schedule:
 class Sm90Schedule:
     """Choices of the Hopper family (TMA, WGMMA, warp specialisation)."""
 
-    p_in_registers: bool = True   # second product from registers (RS); otherwise P goes through shared memory (SS)
+    p_in_registers: bool = True   # P V from registers (RS); otherwise P goes through shared memory (SS)
     overlap: bool = True          # issue S_{j+1} = Q K^T before the softmax of S_j
-    ping_pong: bool = True        # named barriers let one warpgroup do softmax while the other owns the tensor cores
+    ping_pong: bool = True        # one warpgroup does softmax while the other owns the tensor cores
     q_stages: int = 1             # Q buffers; 2 load the next tile's Q during this tile
     cluster: int = 1              # thread blocks along q that share K and V by TMA multicast
     tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
@@ -81,8 +81,10 @@ class KernelPlan:
 
     @property
     def kernel(self) -> str:
-        """Entry point: ``attn_fwd_causal_bf16_d128_sm90a``; GQA and head_dim_v are named where they matter."""
-        dims = f"d{self.head_dim_qk}" if self.head_dim_qk == self.head_dim_v else f"d{self.head_dim_qk}_{self.head_dim_v}"
+        """Entry point: ``attn_fwd_causal_bf16_d128_sm90a``; GQA and head_dim_v named where they matter."""
+        dims = f"d{self.head_dim_qk}"
+        if self.head_dim_v != self.head_dim_qk:
+            dims += f"_{self.head_dim_v}"
         group = f"_g{self.group}" if self.group > 1 else ""
         return f"attn_fwd_{self.mask.label}_{self.dtype}_{dims}{group}_{self.target.replace('_', '')}"
 

@@ -1,4 +1,4 @@
-"""Plans as plain data: what manifests hold and `--json` prints. JSON-safe both ways, equal after a round trip."""
+"""Plans as plain data: what manifests hold and `--json` prints. JSON-safe, equal after a round trip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from flashgen.plan.model import Explanation, KernelPlan, MaskPlan, Sm80Schedule,
 from flashgen.spec.bounds import SEQLEN_KV, SEQLEN_Q, Q, RowBounds
 from flashgen.spec.expression import Kind, parse_expression
 
-_SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {"sm80": Sm80Schedule, "sm90": Sm90Schedule}
+_SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {
+    "sm80": Sm80Schedule,
+    "sm90": Sm90Schedule,
+}
 _NAMES = {symbol.name: symbol for symbol in (Q, SEQLEN_Q, SEQLEN_KV)}
 
 

@@ -59,7 +59,7 @@ def rank(spec: AttentionSpec, arch: Arch) -> Ranking:
     costs = {tiling: cost(tiling, workload, arch) for tiling in legal(family, workload, given, arch)}
     if not costs:
         raise impossible(spec, workload, given, family.name, arch)
-    # Equal times: the smaller footprint, then the lattice's own order, so that the outcome is one on every machine.
+    # Equal times: the smaller footprint, then the lattice's own order, so that every machine decides alike.
     order = sorted(costs, key=lambda t: (costs[t].seconds, _footprint(t, workload, arch)))
     candidates = [Candidate(_plan(t, spec, workload, arch), costs[t]) for t in order]
     why = explain(order[0], costs, workload, given, arch)
@@ -78,7 +78,7 @@ def validate(plan: KernelPlan, arch: Arch) -> None:
     For plans that come from elsewhere than `solve`: a file, a tuning table, a user's hand.
 
     Raises:
-        PlanError: a constraint is broken, the plan is another chip's, or its sizes are not what its tiles imply.
+        PlanError: a constraint is broken, the plan is another chip's, or its tiles imply other sizes.
     """
     if plan.target != arch.target:
         raise PlanError(f"the plan is for {plan.target}, not for {arch.target}")
