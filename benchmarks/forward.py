@@ -2,7 +2,7 @@
 
 The grid that FlashAttention's papers use: 16k tokens in all, hidden size 2048, bf16.
 
-    python benchmarks/forward.py [--family sm80] [--head-dim 128] [--mask causal] [--seqlen 2048] [--json FILE]
+    python benchmarks/forward.py [--family sm80] [--head-dim 128] [--mask causal] [--seqlen 2048] [--json F]
 """
 
 from __future__ import annotations
@@ -38,18 +38,9 @@ attention:
 passes: [forward]
 workload: {{batch: {max(1, TOKENS // seqlen)}, seqlen: {seqlen}}}
 tiles: {tiles}
-target: {current_target()}
 """,
         filename=f"<d{head_dim}-{mask}>",
     )
-
-
-def current_target() -> str:
-    """The compile target of the GPU in use."""
-    from flashgen.arch import ARCHS
-
-    capability = torch.cuda.get_device_capability()
-    return next(target for target, arch in ARCHS.items() if arch.capability == capability)
 
 
 def row(comparison: Comparison, names: list[str]) -> tuple[str, float | None]:
@@ -62,8 +53,12 @@ def row(comparison: Comparison, names: list[str]) -> tuple[str, float | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=["sm80", "sm90"], help="the kernel family (default: the solver's choice)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--family", choices=["sm80", "sm90"], help="the kernel family (default: the solver's choice)"
+    )
     parser.add_argument("--head-dim", type=int, action="append", help="default: 64, 128, 256")
     parser.add_argument("--mask", choices=["full", "causal"], action="append", help="default: both")
     parser.add_argument("--seqlen", type=int, action="append", help="default: 512 to 16384")
@@ -98,7 +93,9 @@ def main() -> None:
                 )
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        print(f"\nof the best peer: geometric mean {mean:.3f}, worst {min(ratios):.3f}, over {len(ratios)} cells")
+        print(
+            f"\nof the best peer: geometric mean {mean:.3f}, worst {min(ratios):.3f}, over {len(ratios)} cells"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"matmul_tflops": rate, "cells": results}, indent=2) + "\n")
 

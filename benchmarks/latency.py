@@ -1,11 +1,12 @@
 """Host time: of building a kernel (cold, warm) and, with a GPU, of calling one.
 
-    python benchmarks/latency.py [SPEC]        default: specs/llama3-8b.yaml
+python benchmarks/latency.py [SPEC]        default: specs/llama3-8b.yaml
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -61,7 +62,9 @@ def call_microseconds(call: Callable[[], object], calls: int = 200) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("spec", type=Path, nargs="?", default=Path("specs/llama3-8b.yaml"))
     spec_file = parser.parse_args().spec
 
@@ -77,11 +80,13 @@ def main() -> None:
     import torch.nn.functional as F
 
     import flashgen
-    from flashgen.explore.peers import Case
+    from flashgen.explore.inputs import random_inputs
+    from flashgen.plan import Workload
     from flashgen.spec import load_spec
 
     spec = load_spec(spec_file)
-    q, k, v = Case.of(spec, 1, 512, 512).tensors()
+    work = dataclasses.replace(Workload.of(spec), batch=1, seqlen_q=512, seqlen_kv=512)
+    q, k, v = random_inputs(work, "cuda")
     kernel = flashgen.load(spec)
     causal = spec.attention.mask.label == "causal"
     qt, kt, vt = (t.transpose(1, 2) for t in (q, k, v))
@@ -89,7 +94,9 @@ def main() -> None:
     calls: dict[str, Callable[[], object]] = {
         "flashgen.load": lambda: kernel(q, k, v),
         "flashgen.attention": lambda: flashgen.attention(q, k, v, causal=causal),
-        "torch SDPA": lambda: F.scaled_dot_product_attention(qt, kt, vt, is_causal=causal, enable_gqa=grouped),
+        "torch SDPA": lambda: F.scaled_dot_product_attention(
+            qt, kt, vt, is_causal=causal, enable_gqa=grouped
+        ),
     }
     for name, call in calls.items():
         print(f"call, {name:18} {call_microseconds(call):6.1f} us")

@@ -30,6 +30,10 @@ INTERRUPTED = 130  # what shells report for a process that SIGINT ended
 class Root(click.Group):
     """The command group, with flashgen's exit codes and error format instead of click's."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the pipeline, not of the alphabet."""
+        return list(self.commands)
+
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, *_: Any, **extra: Any
     ) -> NoReturn:

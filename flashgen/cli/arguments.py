@@ -1,10 +1,8 @@
-"""Arguments that several commands share, and how they answer."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
 import difflib
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flashgen.arch import Arch
     from flashgen.spec import AttentionSpec
 
@@ -65,21 +61,6 @@ def json_option(command: _Command) -> _Command:
     )
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A terminal to print tables to; wide where it is a pipe, and never reading markup out of what it prints."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(
-        stderr=stderr, width=None if stream.isatty() else 140, markup=False, emoji=False, highlight=False
-    )
-
-
-def print_json(value: Any) -> None:
-    """Numbers are finite: JSON has no infinity."""
-    click.echo(json.dumps(value, indent=2, allow_nan=False))
-
-
 def read_spec(path: Path, target: str | None) -> tuple[AttentionSpec, Arch]:
     """The spec and the chip it is for: ``--target``, else the spec's own, else the default.
 
@@ -103,4 +84,6 @@ def torch_needed() -> None:
     from flashgen.errors import LaunchError
 
     if find_spec("torch") is None:
-        raise LaunchError("running a kernel needs torch, which is not installed", hint="pip install 'flashgen[torch]'")
+        raise LaunchError(
+            "running a kernel needs torch, which is not installed", hint="pip install 'flashgen[torch]'"
+        )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flashgen.cli.arguments import console, json_option, print_json, specs_argument, torch_needed
+from flashgen.cli.arguments import json_option, specs_argument, torch_needed
+from flashgen.cli.terminal import console, new_table, pair, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Instead of the spec's batch.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--peers", metavar="A,B,..", help="Only these: cudnn, flash, efficient, fa3, fa4, flashinfer, flex.")
+@click.option(
+    "--peers", metavar="A,B,..", help="Only these: cudnn, flash, efficient, fa3, fa4, flashinfer, flex."
+)
 @json_option
 def bench(
     spec_files: tuple[Path, ...],
@@ -33,7 +36,10 @@ def bench(
     peers: str | None,
     as_json: bool,
 ) -> None:
-    """Time the kernel beside torch's backends, FA3, FA4, FlashInfer and FlexAttention, interleaved in one run."""
+    """Time the kernel beside its peers, interleaved in one run.
+
+    The peers are torch's SDPA backends, and FA3, FA4, FlashInfer and FlexAttention where they can be imported.
+    """
     torch_needed()
     import torch
 
@@ -79,14 +85,12 @@ def _to_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def _table(comparison: Comparison) -> Table:
-    from rich.table import Table
-
     spec, work = comparison.case.spec, comparison.case.work
-    lengths = str(work.seqlen_q) if work.seqlen_q == work.seqlen_kv else f"{work.seqlen_q}/{work.seqlen_kv}"
-    table = Table(
+    lengths = pair(work.seqlen_q, work.seqlen_kv)
+    table = new_table(
         "", "ms", "TFLOP/s", "of flashgen's", "error", "",
         title=f"{spec.name}: {spec.attention.mask.label}, batch {work.batch}, seqlen {lengths}",
-        title_justify="left", box=None, header_style="bold",
+        title_justify="left",
     )  # fmt: skip
     for column in table.columns[1:5]:
         column.justify = "right"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flashgen.cli.arguments import console, json_option, print_json, read_spec, specs_argument, target_option
+from flashgen.cli.arguments import json_option, read_spec, specs_argument, target_option
+from flashgen.cli.terminal import console, new_table, print_json
 from flashgen.errors import FlashgenError, SpecError
 
 if TYPE_CHECKING:
@@ -27,22 +28,27 @@ class Report:
     kernel: str
     target: str
     folder: str
-    registers: int                 # per thread
+    registers: int  # per thread
     spill_bytes: int
-    smem_bytes: int                # per block
-    seconds: float                 # from spec to folder
-    warnings: tuple[str, ...]      # where the compiler's report breaks the plan
-    differences: tuple[str, ...]   # with --check: lines that say what would change
+    smem_bytes: int  # per block
+    seconds: float  # from spec to folder
+    warnings: tuple[str, ...]  # where the compiler's report breaks the plan
+    differences: tuple[str, ...]  # with --check: lines that say what would change
 
 
 @click.command()
 @specs_argument
 @target_option
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default="generated", show_default=True)
-@click.option("--check", is_flag=True, help="Write nothing; fail if the files in DIR differ from what would be written.")
+@click.option(
+    "--check", is_flag=True, help="Write nothing; fail if the files in DIR differ from what would be written."
+)
 @json_option
 def build(spec_files: tuple[Path, ...], target: str | None, out: Path, check: bool, as_json: bool) -> None:
-    """Compile specs: DIR/<name>/ gets the .cu, the .cubin and manifest.json. Needs no GPU."""
+    """Compile specs into folders. Needs no GPU.
+
+    DIR/<name>/ gets the .cu with its headers, the .cubin and manifest.json. Several specs build in parallel.
+    """
     _read_all(spec_files, target)
     reports: list[Report] = []
     errors: list[FlashgenError] = []
@@ -60,7 +66,9 @@ def build(spec_files: tuple[Path, ...], target: str | None, out: Path, check: bo
         worst = max(errors, key=lambda error: error.exit_code)
         raise type(worst)([problem for error in errors for problem in error.problems])
     if any(report.differences for report in reports):
-        click.echo("error: the committed kernels are not what the specs give; `flashgen build` writes them", err=True)
+        click.echo(
+            "error: the committed kernels are not what the specs give; `flashgen build` writes them", err=True
+        )
         raise click.exceptions.Exit(1)
 
 
@@ -79,7 +87,7 @@ def _read_all(spec_files: tuple[Path, ...], target: str | None) -> list[Attentio
     for spec, path in zip(specs, spec_files, strict=True):
         if spec.name in seen:
             raise SpecError(
-                f"{path} and {seen[spec.name]} are both named {spec.name!r} and would be written to one folder",
+                f"{path} and {seen[spec.name]} are both named {spec.name!r}: they would share a folder",
                 location=spec.locate("name"),
             )
         seen[spec.name] = path
@@ -99,10 +107,18 @@ def _build_all(
     if len(spec_files) == 1:
         yield _build_one(spec_files[0], target, out, check)
         return
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("building"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     terminal = console(stderr=True)
     with (
-        Progress(*columns, console=terminal, transient=True, disable=not (show_progress and terminal.is_terminal)) as bar,
+        Progress(
+            *columns, console=terminal, transient=True, disable=not (show_progress and terminal.is_terminal)
+        ) as bar,
         # spawned, not forked: a forked child inherits the locks of threads that it does not have
         ProcessPoolExecutor(
             min(len(spec_files), os.cpu_count() or 1), multiprocessing.get_context("spawn"), _leave_interrupts
@@ -113,7 +129,9 @@ def _build_all(
         try:
             for future in as_completed(futures):
                 result = future.result()
-                bar.update(task, advance=1, description=result.name if isinstance(result, Report) else "failed")
+                bar.update(
+                    task, advance=1, description=result.name if isinstance(result, Report) else "failed"
+                )
                 yield result
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -165,14 +183,12 @@ def _build_one(path: Path, target: str | None, out: Path, check: bool) -> Report
 
 
 def _print(reports: list[Report], check: bool) -> None:
-    from rich.table import Table
-
     for report in reports:
         for warning in report.warnings:
             click.echo(f"warning: {warning}", err=True)
     if not reports:
         return
-    table = Table("spec", "kernel", "registers", "spills", "shared memory", "time", box=None, header_style="bold")
+    table = new_table("spec", "kernel", "registers", "spills", "shared memory", "time")
     for column in table.columns[2:]:
         column.justify = "right"
     table.add_column("checked" if check else "written to")

@@ -9,7 +9,8 @@ from typing import Literal
 
 import click
 
-from flashgen.cli.arguments import console, json_option, print_json
+from flashgen.cli.arguments import json_option
+from flashgen.cli.terminal import console, new_table, print_json, size
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,19 @@ class Finding:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what is installed, what is missing, and how to get it. Exits with 1 if something needed is missing."""
-    findings = [finding for look in (_python, _compiler, _headers, _torch, _gpus, _cache, _peers) for finding in look()]
+    """Say what is installed, what is missing, and how to get it.
+
+    Exits with 1 where something is missing that building or running needs.
+    """
+    findings = [
+        finding
+        for look in (_python, _compiler, _headers, _torch, _gpus, _cache, _peers)
+        for finding in look()
+    ]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        from rich.table import Table
-
-        table = Table("", "", "", box=None, show_header=False)
+        table = new_table("", "", "", show_header=False)
         for finding in findings:
             detail = f"{finding.detail}\n{finding.remedy}" if finding.remedy else finding.detail
             table.add_row(finding.status, finding.name, detail)
@@ -68,9 +74,15 @@ def _torch() -> Iterator[Finding]:
     def version() -> str:
         import torch
 
-        return f"{torch.__version__}, CUDA {torch.version.cuda}" if torch.version.cuda else f"{torch.__version__} for CPUs"
+        return (
+            f"{torch.__version__}, CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else f"{torch.__version__} for CPUs"
+        )
 
-    yield _attempt("torch", "missing", version, "pip install 'flashgen[torch]'; planning and building do without")
+    yield _attempt(
+        "torch", "missing", version, "pip install 'flashgen[torch]'; planning and building do without"
+    )
 
 
 def _gpus() -> Iterator[Finding]:
@@ -80,19 +92,22 @@ def _gpus() -> Iterator[Finding]:
         return
     if not torch.cuda.is_available():
         reason = "torch sees none" if torch.version.cuda else "this torch is built without CUDA"
-        yield Finding("GPU", "absent", f"{reason}: kernels are built, and run through the interpreter on the CPU")
+        yield Finding(
+            "GPU", "absent", f"{reason}: kernels are built, and run through the interpreter on the CPU"
+        )
         return
-    from flashgen.arch import ARCHS
+    from flashgen.errors import LaunchError
+    from flashgen.runtime.devices import target_of
 
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        capability = (properties.major, properties.minor)
-        target = next((arch.target for arch in ARCHS.values() if arch.capability == capability), None)
-        chip = f"{properties.name}, compute capability {capability[0]}.{capability[1]}"
-        if target is None:
-            yield Finding(f"GPU {index}", "missing", f"{chip}: flashgen has no target for it", "`flashgen targets` lists them")
-        else:
-            yield Finding(f"GPU {index}", "ok", f"{chip}: {target}")
+        chip = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
+        try:
+            yield Finding(f"GPU {index}", "ok", f"{chip}: {target_of(torch.device('cuda', index))}")
+        except LaunchError:
+            yield Finding(
+                f"GPU {index}", "missing", f"{chip}: no target of flashgen's", "`flashgen targets` lists them"
+            )
     yield from _driver()
 
 
@@ -108,7 +123,9 @@ def _driver() -> Iterator[Finding]:
     detail = f"for CUDA {driver // 1000}.{driver % 1000 // 10}"
     if driver // 1000 < compiler[0]:
         remedy = f"update the driver, or pip install 'flashgen[cuda{driver // 1000}]'"
-        yield Finding("driver", "missing", f"{detail}; the compiler is CUDA {compiler[0]}.{compiler[1]}", remedy)
+        yield Finding(
+            "driver", "missing", f"{detail}; the compiler is CUDA {compiler[0]}.{compiler[1]}", remedy
+        )
     else:
         yield Finding("driver", "ok", detail)
 
@@ -154,7 +171,7 @@ def _line(error: Exception) -> str:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def cache(context: click.Context) -> None:
-    """The compiled kernels kept on this machine: `cache list` (the default), `cache clear`."""
+    """List or clear the compiled kernels kept on this machine."""
     if context.invoked_subcommand is None:
         context.invoke(list_entries, as_json=False)
 
@@ -167,20 +184,23 @@ def list_entries(as_json: bool) -> None:
 
     found = sorted(entries(), key=lambda entry: (entry.kernel, entry.created))
     if as_json:
-        print_json({"folder": str(cache_dir()), "entries": [asdict(entry) | {"path": str(entry.path)} for entry in found]})
+        print_json(
+            {
+                "folder": str(cache_dir()),
+                "entries": [asdict(entry) | {"path": str(entry.path)} for entry in found],
+            }
+        )
         return
     from datetime import datetime
 
-    from rich.table import Table
-
-    table = Table("kernel", "target", "size", "built", "key", box=None, header_style="bold")
+    table = new_table("kernel", "target", "size", "built", "key")
     for entry in found:
         built = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.kernel, entry.target, f"{entry.size / 1024:.0f} KiB", built, entry.key[:12])
+        table.add_row(entry.kernel, entry.target, size(entry.size), built, entry.key[:12])
     if found:
         console().print(table)
     total = sum(entry.size for entry in found)
-    click.echo(f"{len(found)} kernels, {total / 2**20:.1f} MiB in {cache_dir()}")
+    click.echo(f"{len(found)} kernels, {size(total)} in {cache_dir()}")
 
 
 @cache.command("clear")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from flashgen.cli.arguments import console, gallery, json_option, print_json
+from flashgen.cli.arguments import gallery, json_option
+from flashgen.cli.terminal import console, new_table, pair, print_json
 
 
 @click.command()
 @json_option
 def specs(as_json: bool) -> None:
-    """List the gallery: real models, and one spec per feature."""
+    """List the gallery of specs."""
     from flashgen.spec import load_spec
 
     rows = []
@@ -32,15 +33,13 @@ def specs(as_json: bool) -> None:
         print_json(rows)
         return
 
-    from rich.table import Table
-
-    table = Table("name", "heads", "head_dim", "dtype", "mask", "passes", box=None, header_style="bold")
+    table = new_table("name", "heads", "head_dim", "dtype", "mask", "passes")
     for row in rows:
         heads, dims = row["heads"], row["head_dim"]
         table.add_row(
             row["name"],
-            str(heads["q"]) if heads["q"] == heads["kv"] else f"{heads['q']}/{heads['kv']}",
-            str(dims["qk"]) if dims["qk"] == dims["v"] else f"{dims['qk']}/{dims['v']}",
+            pair(heads["q"], heads["kv"]),
+            pair(dims["qk"], dims["v"]),
             row["dtype"],
             row["mask"],
             ", ".join(row["passes"]),
@@ -51,7 +50,7 @@ def specs(as_json: bool) -> None:
 @click.command()
 @json_option
 def targets(as_json: bool) -> None:
-    """List the chips that kernels can be built for; none needs to be present."""
+    """List the chips that kernels can be built for."""
     from flashgen.arch import ARCHS, DEFAULT_TARGET
 
     if as_json:
@@ -75,11 +74,7 @@ def targets(as_json: bool) -> None:
         )
         return
 
-    from rich.table import Table
-
-    table = Table(
-        "target", "chips", "SMs", "shared memory", "L2", "HBM", "bf16", box=None, header_style="bold"
-    )
+    table = new_table("target", "chips", "SMs", "shared memory", "L2", "HBM", "bf16")
     for arch in ARCHS.values():
         table.add_row(
             arch.target + (" (default)" if arch.target == DEFAULT_TARGET else ""),

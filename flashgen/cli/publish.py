@@ -1,8 +1,8 @@
 """What `flashgen build` writes: ``DIR/<name>/`` with the source, the cubin and the manifest.
 
 The manifest is committed beside the source and compared by ``--check``, so it holds only what every machine
-agrees on: no times, no paths. What depends on the compiler's version (registers, the cubin's hash) stands beside
-that version, and is compared only where the versions are equal.
+agrees on: no times, no paths. What depends on the compiler's version (registers, the cubin's hash) stands
+beside that version, and is compared only where the versions are equal.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def differences(cubin: Cubin, folder: Path, extra: Mapping[str, Any]) -> list[st
 def stable(cubin: Cubin) -> Cubin:
     """The cubin with a manifest that is the same on every machine that has the same compiler."""
     manifest = dict(cubin.manifest)
-    manifest["resources"] = {
-        key: value for key, value in manifest["resources"].items() if key != "compile_s"
-    }
+    manifest["resources"] = {key: value for key, value in manifest["resources"].items() if key != "compile_s"}
     manifest["options"] = [
         option for option in manifest["options"] if not option.startswith("--include-path=")
     ]
@@ -96,7 +94,7 @@ def _without_compiled(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an earlier build, empty where there is none. Raises SpecError for somebody else's folder."""
+    """The manifest of an earlier build, or {}. Raises SpecError for a folder that is not flashgen's."""
     hint = "choose another folder with --out, or another name in the spec"
     if folder.is_symlink():
         raise SpecError(f"{folder} is a link; flashgen writes into folders of its own only", hint=hint)
@@ -107,7 +105,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except ValueError:
         manifest = None
-    if not isinstance(manifest, dict) or "flashgen" not in manifest or not isinstance(manifest.get("files"), dict):
+    if (
+        not isinstance(manifest, dict)
+        or "flashgen" not in manifest
+        or not isinstance(manifest.get("files"), dict)
+    ):
         raise SpecError(f"{path} was not written by flashgen; it is left alone", hint=hint)
     return manifest
 
@@ -124,7 +126,9 @@ def _diff(path: Path, committed: str | None, expected: str) -> Iterator[str]:
         yield f"{path}: missing"
         return
     changes = list(
-        difflib.unified_diff(committed.splitlines(), expected.splitlines(), "committed", "built", lineterm="", n=0)
+        difflib.unified_diff(
+            committed.splitlines(), expected.splitlines(), "committed", "built", lineterm="", n=0
+        )
     )
     if not changes:
         return

@@ -1,8 +1,8 @@
 """Timing one attention beside its peers on one GPU, in one run.
 
-Every implementation gets the same tensors, and the rounds interleave them, each round starting with another one,
-so that clocks and temperature favour nobody. What is timed are replays of a CUDA graph: the kernel without the
-host's share. Medians over the rounds; two timings of one callable differ by up to about 2%.
+Every implementation gets the same tensors, and the rounds interleave them, each round starting with another
+one, so that clocks and temperature favour nobody. What is timed are replays of a CUDA graph: the kernel
+without the host's share. Medians over the rounds; two timings of one callable differ by up to about 2%.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flashgen.errors import LaunchError
+from flashgen.explore.inputs import random_inputs
 from flashgen.explore.peers import PEERS, Case, Unsupported
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ class Timing:
     """One implementation on one workload."""
 
     name: str
-    ms: float        # median over the rounds, of one call
-    tflops: float    # of the kept elements only; multiply-add counts two
-    error: float     # ||o - o64|| / ||o64|| over the sampled rows
-    in_graph: bool   # False: the calls could not be captured, so the host's time is in `ms`
+    ms: float  # median over the rounds, of one call
+    tflops: float  # of the kept elements only; multiply-add counts two
+    error: float  # ||o - o64|| / ||o64|| over the sampled rows
+    in_graph: bool  # False: the calls could not be captured, so the host's time is in `ms`
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def compare(
     """
     require_gpu()
     case = Case.of(spec, batch, seqlen_q, seqlen_kv)
-    q, k, v = case.tensors()
+    q, k, v = random_inputs(case.work, "cuda")
     rows, expected = case.reference(q, k, v)
     calls: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
@@ -77,7 +78,7 @@ def compare(
         else:
             errors[name] = _relative_error(output[0, rows, 0].double(), expected)
             calls[name] = call
-    times, in_graph = _interleave(calls, rounds)
+    times, in_graph = interleave(calls, rounds)
     timings = [
         Timing(name, times[name], case.work.flops / times[name] / 1e9, errors[name], in_graph[name])
         for name in calls
@@ -109,7 +110,7 @@ def require_gpu() -> None:
     if not torch.cuda.is_available():
         raise LaunchError(
             "a benchmark needs an NVIDIA GPU, and torch sees none here",
-            hint="`flashgen run SPEC` checks the kernel's tiling on a CPU; `flashgen doctor` says what is missing",
+            hint="`flashgen run` checks a kernel's plan on a CPU; `flashgen doctor` says what is missing",
         )
 
 
@@ -119,7 +120,13 @@ def _flashgen(
     from flashgen.runtime import load
 
     kernel = load(spec)
-    return lambda: kernel(q, k, v)
+
+    def call() -> torch.Tensor:
+        output = kernel(q, k, v)
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    return call
 
 
 def _relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
@@ -128,9 +135,10 @@ def _relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
     return error / norm if norm else error
 
 
-def _interleave(
+def interleave(
     calls: Mapping[str, Callable[[], object]], rounds: int
 ) -> tuple[dict[str, float], dict[str, bool]]:
+    """Median milliseconds of each call over the rounds, and whether it was captured in a graph."""
     graphs: list[object] = []
     replays: dict[str, Callable[[], object]] = {}
     in_graph: dict[str, bool] = {}

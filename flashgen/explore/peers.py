@@ -1,8 +1,8 @@
 """The other implementations that `flashgen bench` times: what each needs, and how each is called.
 
 A peer is a function of a case and its tensors that returns a call without arguments, giving
-[batch, seqlen_q, heads_q, head_dim_v]; it raises Unsupported where it has no such kernel, ImportError where it
-is not installed.
+[batch, seqlen_q, heads_q, head_dim_v]; it raises Unsupported where it has no such kernel, ImportError where
+it is not installed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashgen.plan.tiles import row_shift
 from flashgen.plan.workload import Workload
-from flashgen.runtime.arguments import DTYPES
 from flashgen.runtime.reference import evaluate
 from flashgen.spec.bounds import KV, Q, RowBounds
 
@@ -69,22 +68,6 @@ class Case:
             sides.append(int(distance))
         return sides[0], sides[1]
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v on the GPU, N(0, 1), [batch, seqlen, heads, head_dim]."""
-        work = self.work
-        dtype = DTYPES[work.dtype]
-        generator = torch.Generator(device="cuda").manual_seed(1)
-
-        def normal(seqlen: int, heads: int, head_dim: int) -> torch.Tensor:
-            shape = (work.batch, seqlen, heads, head_dim)
-            return torch.randn(shape, device="cuda", dtype=torch.float32, generator=generator).to(dtype)
-
-        return (
-            normal(work.seqlen_q, work.heads_q, work.head_dim_qk),
-            normal(work.seqlen_kv, work.heads_kv, work.head_dim_qk),
-            normal(work.seqlen_kv, work.heads_kv, work.head_dim_v),
-        )
-
     def reference(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: int = 64
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +78,10 @@ class Case:
         index = torch.arange(self.work.seqlen_q, device=q.device)
         index = torch.cat([index[:rows], index[rows:][-rows:]])
         scores = q[0, index, 0].double() @ k[0, :, 0].double().T * self.spec.scale
-        values = {"q": index[:, None] + self.shift, "kv": torch.arange(self.work.seqlen_kv, device=q.device)[None, :]}
+        values = {
+            "q": index[:, None] + self.shift,
+            "kv": torch.arange(self.work.seqlen_kv, device=q.device)[None, :],
+        }
         keep = torch.as_tensor(evaluate(self.spec.attention.mask.condition, values), device=q.device)
         weights = scores.masked_fill(~keep, -torch.inf).softmax(-1).nan_to_num(0.0)
         return index, weights @ v[0, :, 0].double()
@@ -190,15 +176,11 @@ def _fa4(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call:
     from flash_attn.cute import flash_attn_func
 
     window = tuple(None if side == -1 else side for side in case.window)
-    causal = window == (None, 0)
+    settings: dict[str, Any] = {"softmax_scale": case.spec.scale}
+    settings |= {"causal": True} if window == (None, 0) else {"window_size": window}
 
     def call() -> torch.Tensor:
-        return _first(
-            flash_attn_func(
-                q, k, v,
-                softmax_scale=case.spec.scale, causal=causal, window_size=(None, None) if causal else window,
-            )  # fmt: skip
-        )
+        return _first(flash_attn_func(q, k, v, **settings))
 
     return call
 
