@@ -36,7 +36,7 @@ class Compilation:
 
 
 def options(source: Source, target: str) -> tuple[str, ...]:
-    """The options that `source` is compiled with. Include folders are named only where the source needs one."""
+    """What `source` is compiled with. Include folders are named only where the source needs one."""
     chosen = [f"-arch={target}", "-std=c++17", "--ptxas-options=-v"]
     texts = (source.text, *source.headers.values())
     wanted = {name for text in texts for name in _SYSTEM_INCLUDE.findall(text)}

@@ -29,7 +29,7 @@ class Resources:
     spill_bytes: int  # stored and loaded, all functions of the cubin together
     stack_bytes: int  # of the deepest function: arrays that did not stay in registers
     smem_bytes: int  # static, as reported, plus the dynamic part, which the source itself asserts
-    compile_s: float  # wall time in NVRTC
+    compile_s: float = 0.0  # wall time in NVRTC; 0 where a manifest does not tell
 
 
 def parse_log(log: str, kernel: str, *, dynamic_smem: int, compile_s: float) -> Resources:

@@ -1,0 +1,143 @@
+"""What may be passed to a kernel: shapes, dtypes, devices, and which layouts are taken as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from flashgen.errors import LaunchError, Problem
+from flashgen.plan.model import KernelPlan
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Signature = tuple[object, ...]
+
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_LAYOUT = "[batch, seqlen, heads, head_dim]"
+_INT32_MAX = 2**31 - 1
+
+
+def signature(q: Tensor, k: Tensor, v: Tensor) -> Signature:
+    """Everything that a prepared launch depends on, apart from the addresses. Cheap to make and to hash."""
+    return (
+        q.shape, k.shape, v.shape,
+        q.stride(), k.stride(), v.stride(),
+        q.dtype, k.dtype, v.dtype,
+        q.device, k.device, v.device,
+    )  # fmt: skip
+
+
+def bypasses_dispatcher(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a call may go straight to the launch instead of through `torch.ops`.
+
+    The dispatcher with its two Python kernels (Autograd, CUDA) costs more host time than all the rest of a
+    call. It has nothing to do for plain CUDA tensors when nobody traces, transforms, records or
+    differentiates.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or type(q) not in _PLAIN
+        or type(k) not in _PLAIN
+        or type(v) not in _PLAIN
+        or not q.is_cuda
+        or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def check_layout(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """What must hold for every kernel. Raises `LaunchError` with all that is wrong."""
+    if problems := list(_layout_problems(q, k, v)):
+        raise LaunchError(problems)
+
+
+def check_kernel(q: Tensor, k: Tensor, v: Tensor, plan: KernelPlan, *, name: str) -> None:
+    """Whether the tensors are those that a plan is for. Raises `LaunchError` with all that is wrong.
+
+    Batch, lengths and the number of heads are free; only the ratio of the heads belongs to the kernel.
+    """
+    check_layout(q, k, v)
+    layout = f"the layout is {_LAYOUT}; or change the spec"
+    problems = []
+    if q.dtype != DTYPES[plan.dtype]:
+        hint = f"cast them: q.to({DTYPES[plan.dtype]})"
+        problems.append(Problem(f"{name} computes in {plan.dtype}; the tensors are {q.dtype}", hint=hint))
+    for label, tensor, expected in (("q", q, plan.head_dim_qk), ("v", v, plan.head_dim_v)):
+        if tensor.shape[3] != expected:
+            message = f"{label} has head_dim {tensor.shape[3]}; {name} was built for {expected}"
+            problems.append(Problem(message, hint=layout))
+    if q.shape[2] != plan.group * k.shape[2]:
+        ratio = f"{plan.group} query heads per K/V head"
+        message = f"q has {q.shape[2]} heads and k has {k.shape[2]}; {name} was built for {ratio}"
+        problems.append(Problem(message, hint=layout))
+    if problems:
+        raise LaunchError(problems)
+
+
+def check_scale(scale: float) -> None:
+    """The kernels take the row maximum before scaling, which needs a positive scale. Raises `LaunchError`."""
+    if not 0 < scale < math.inf:
+        raise LaunchError(
+            f"scale must be positive and finite, not {scale!r}", hint="leave it out for 1/sqrt(head_dim)"
+        )
+
+
+def _layout_problems(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Problem]:
+    tensors = {"q": q, "k": k, "v": v}
+    wrong_rank = [label for label, tensor in tensors.items() if tensor.dim() != 4]
+    for label in wrong_rank:
+        yield Problem(f"{label} has shape {tuple(tensors[label].shape)}; expected {_LAYOUT}")
+    if q.dtype not in DTYPES.values():
+        yield Problem(
+            f"q is {q.dtype}; flashgen computes in bfloat16 and float16", hint="cast it: q.to(torch.bfloat16)"
+        )
+    for label in ("k", "v"):
+        if tensors[label].dtype != q.dtype:
+            yield Problem(
+                f"{label} is {tensors[label].dtype}, q is {q.dtype}", hint=f"cast it: {label}.to(q.dtype)"
+            )
+        if tensors[label].device != q.device:
+            yield Problem(
+                f"{label} is on {tensors[label].device}, q is on {q.device}", hint=f"{label}.to(q.device)"
+            )
+    if wrong_rank:
+        return
+    for label in ("k", "v"):
+        if tensors[label].shape[0] != q.shape[0]:
+            yield Problem(
+                f"{label} has batch {tensors[label].shape[0]}, q has {q.shape[0]}",
+                hint=f"the layout is {_LAYOUT}",
+            )
+    if k.shape[1] != v.shape[1]:
+        yield Problem(f"k has {k.shape[1]} keys, v has {v.shape[1]}", hint=f"the layout is {_LAYOUT}")
+    if k.shape[2] != v.shape[2]:
+        yield Problem(f"k has {k.shape[2]} heads, v has {v.shape[2]}", hint=f"the layout is {_LAYOUT}")
+    if q.shape[3] != k.shape[3]:
+        yield Problem(f"q has head_dim {q.shape[3]}, k has {k.shape[3]}", hint=f"the layout is {_LAYOUT}")
+    if (q.shape[2] == 0) != (k.shape[2] == 0) or (k.shape[2] and q.shape[2] % k.shape[2]):
+        yield Problem(
+            f"q has {q.shape[2]} heads, which is no multiple of k's {k.shape[2]}",
+            hint=f"the layout is {_LAYOUT}",
+        )
+    for label, tensor in tensors.items():
+        if max(tensor.shape) > _INT32_MAX:
+            yield Problem(f"{label} has shape {tuple(tensor.shape)}; a single dimension must stay below 2^31")
+
+
+__all__ = [
+    "DTYPES",
+    "Signature",
+    "bypasses_dispatcher",
+    "check_kernel",
+    "check_layout",
+    "check_scale",
+    "signature",
+]

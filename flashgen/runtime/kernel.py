@@ -1,0 +1,153 @@
+"""`Kernel`: a spec as a callable op, on any device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from threading import RLock
+
+import torch
+from torch import Tensor
+
+from flashgen.arch import ARCHS, arch
+from flashgen.build import Cubin, build
+from flashgen.build.artifact import digest
+from flashgen.codegen import Source, render
+from flashgen.errors import LaunchError
+from flashgen.plan import Explanation, KernelPlan, solve
+from flashgen.runtime import ops
+from flashgen.runtime.arguments import Signature, bypasses_dispatcher, check_kernel, signature
+from flashgen.runtime.devices import default_target, runs, target_of
+from flashgen.runtime.interpreter import interpret
+from flashgen.runtime.launch import LoadedKernel, Outputs, Run
+from flashgen.spec import AttentionSpec, dump_spec
+
+_LAUNCHES_MAX = 4096  # shapes remembered by one kernel; beyond that the oldest are forgotten
+
+
+class Kernel:
+    """A spec, ready to be called with tensors of any batch, lengths and number of heads.
+
+    CUDA tensors run the kernel that is planned, built and loaded for their GPU on first use; CPU tensors run
+    the interpreter. A spec that names a target is never built for another.
+    """
+
+    def __init__(
+        self, spec: AttentionSpec, *, plan: KernelPlan | None = None, cubin: Cubin | None = None
+    ) -> None:
+        """`plan`, and the cubin built from it, stand in for what would be solved and built for that plan's
+        target.
+        """
+        target = spec.target if spec.target != "auto" else plan.target if plan else default_target()
+        self.spec = spec
+        self.plan = plan if plan is not None and plan.target == target else solve(spec, arch(target))
+        decided = repr(replace(self.plan, why=Explanation()))
+        self.key = f"{spec.name}/{digest(dump_spec(spec) + decided)[:16]}"
+        self._plans = {self.plan.target: self.plan}
+        self._cubins: dict[str, Cubin] = {} if cubin is None else {cubin.target: cubin}
+        self._loaded: dict[torch.device, LoadedKernel] = {}
+        self._launches: dict[Signature, Run] = {}
+        self._lock = RLock()
+        ops.register(self.key, self)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """softmax(scale * Q K^T + mask) V.
+
+        Args:
+            q: [batch, seqlen_q, heads_q, head_dim_qk], in the spec's dtype. Any strides: a tensor whose
+            head_dim is not
+                contiguous, or whose rows do not start at multiples of 16 bytes, is copied once.
+            k: [batch, seqlen_kv, heads_kv, head_dim_qk]; heads_q / heads_kv is the spec's.
+            v: [batch, seqlen_kv, heads_kv, head_dim_v].
+            scale: of the scores, positive; the spec's where `None`.
+            return_lse: also return the logarithm of the softmax's denominators.
+
+        Returns:
+            o [batch, seqlen_q, heads_q, head_dim_v] in the spec's dtype, contiguous; with `return_lse` also
+            lse [batch, heads_q, seqlen_q], fp32, natural logarithm. A row with every key masked gives 0 and
+            -inf.
+
+        Raises `LaunchError`: tensors that do not fit, a gradient is needed, or the GPU cannot run the spec's
+        target.
+        """
+        if bypasses_dispatcher(q, k, v):
+            o, lse = self.run(q, k, v, scale, return_lse)
+        else:
+            o, lse = torch.ops.flashgen.forward(q, k, v, scale, self.key, return_lse)
+        return (o, lse) if return_lse else o  # type: ignore[return-value]
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
+        """The op without its dispatcher: o, and lse or `None`."""
+        return self.launch_for(q, k, v)(q, k, v, scale, return_lse)
+
+    def launch_for(self, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        """What `run` calls for tensors of these shapes, strides, dtypes and device."""
+        key = signature(q, k, v)
+        return self._launches.get(key) or self._prepare(key, q, k, v)
+
+    def plan_for(self, target: str) -> KernelPlan:
+        """The plan for a target; solved once."""
+        with self._lock:
+            if target not in self._plans:
+                self._plans[target] = solve(self.spec, arch(target))
+            return self._plans[target]
+
+    def cubin_for(self, target: str) -> Cubin:
+        """The compiled kernel for a target; built once."""
+        with self._lock:
+            if target not in self._cubins:
+                self._cubins[target] = build(self.plan_for(target))
+            return self._cubins[target]
+
+    @cached_property
+    def source(self) -> Source:
+        """The CUDA source of `plan`."""
+        return render(self.plan)
+
+    @property
+    def cubin(self) -> Cubin:
+        """The compiled kernel of `plan`; built on first use, which needs no GPU."""
+        return self.cubin_for(self.plan.target)
+
+    def __repr__(self) -> str:
+        return f"<flashgen.Kernel {self.spec.name}: {self.plan.kernel}>"
+
+    def _prepare(self, key: Signature, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        check_kernel(q, k, v, self.plan, name=self.spec.name)
+        with self._lock:
+            if q.device.type == "cpu":
+                launch: Run = self._interpret
+            elif q.is_cuda:
+                launch = self._load(q.device).prepare(q, k, v, self.run)
+            else:
+                raise LaunchError(f"flashgen runs on CUDA and CPU tensors; q is on {q.device}")
+            while len(self._launches) >= _LAUNCHES_MAX:
+                self._launches.pop(next(iter(self._launches)))
+            self._launches[key] = launch
+        return launch
+
+    def _load(self, device: torch.device) -> LoadedKernel:
+        if device not in self._loaded:
+            target = self._target_on(device)
+            self._loaded[device] = LoadedKernel(self.plan_for(target), self.cubin_for(target), device)
+        return self._loaded[device]
+
+    def _target_on(self, device: torch.device) -> str:
+        capability = torch.cuda.get_device_capability(device)
+        if runs(ARCHS[self.plan.target], capability):
+            return self.plan.target
+        if self.spec.target == "auto":
+            return target_of(device)
+        raise LaunchError(
+            f"{self.spec.name} asks for target {self.spec.target}; {torch.cuda.get_device_name(device)} has "
+            f"compute capability {capability[0]}.{capability[1]}",
+            hint="target: auto builds for the GPU that the tensors are on",
+        )
+
+    def _interpret(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
+        return interpret(self.plan, q, k, v, scale=scale)
+
+
+__all__ = ["Kernel"]

@@ -1,0 +1,188 @@
+"""The one by-value struct that a kernel takes, per family, laid out as in C and kept ready between launches.
+
+Everything that depends on shapes and strides alone is filled in once; a launch writes the addresses and the
+scale. The layouts are those of `AttentionParams` in ``templates/kernels/<family>/forward.cu.j2``; ctypes
+aligns as C does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Protocol
+
+from flashgen.plan.model import KernelPlan, Sm90Schedule
+from flashgen.runtime.tensormap import TENSOR_MAP_BYTES, encode_tensor_map, replace_address
+
+_L2_SECTION_BYTES = (
+    32 << 20
+)  # K and V of the heads that are worked on together; measured, H200 has 50 MB of L2
+_MAP_ALIGNMENT = 64
+_WARPGROUP_ROWS = 64  # rows of Q and O that one copy moves: those of one warpgroup
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes and strides of one launch. Strides in elements, in the order batch, seqlen, heads."""
+
+    q: tuple[int, ...]  # [batch, seqlen_q, heads_q, head_dim_qk]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    o: tuple[int, ...]
+    q_stride: tuple[int, ...]
+    k_stride: tuple[int, ...]
+    v_stride: tuple[int, ...]
+    o_stride: tuple[int, ...]
+
+
+class Parameters(Protocol):
+    """What a launch needs of either family."""
+
+    address: int  # of the struct
+    grid: int  # thread blocks
+    needs_counter: bool  # whether the kernel draws its tiles from a counter
+
+    def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
+        """Fill in what one launch brings: addresses (0 where there is no lse or counter) and the scale."""
+
+
+class Sm80Struct(ctypes.Structure):
+    """`AttentionParams` of the sm80 family."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("o", ctypes.c_void_p),
+        ("lse", ctypes.c_void_p),
+        ("q_stride", ctypes.c_int64 * 3),
+        ("k_stride", ctypes.c_int64 * 3),
+        ("v_stride", ctypes.c_int64 * 3),
+        ("o_stride", ctypes.c_int64 * 3),
+        ("batch", ctypes.c_int32),
+        ("heads_q", ctypes.c_int32),
+        ("heads_kv", ctypes.c_int32),
+        ("seqlen_q", ctypes.c_int32),
+        ("seqlen_kv", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Sm90Struct(ctypes.Structure):
+    """`AttentionParams` of the sm90 family; a tensor map is opaque. C pads it to a multiple of 64 bytes."""
+
+    _fields_ = (
+        ("q", ctypes.c_ubyte * TENSOR_MAP_BYTES),
+        ("k", ctypes.c_ubyte * TENSOR_MAP_BYTES),
+        ("v", ctypes.c_ubyte * TENSOR_MAP_BYTES),
+        ("o", ctypes.c_ubyte * TENSOR_MAP_BYTES),
+        ("lse", ctypes.c_void_p),
+        ("tile_counter", ctypes.c_void_p),
+        ("batch", ctypes.c_int32),
+        ("heads_q", ctypes.c_int32),
+        ("heads_kv", ctypes.c_int32),
+        ("seqlen_q", ctypes.c_int32),
+        ("seqlen_kv", ctypes.c_int32),
+        ("tiles", ctypes.c_int32),
+        ("tiles_q", ctypes.c_int32),
+        ("heads_per_section", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("_padding", ctypes.c_ubyte * 12),
+    )
+
+
+class Sm80Parameters:
+    """Pointers and strides."""
+
+    needs_counter = False
+
+    def __init__(self, plan: KernelPlan, shapes: Shapes) -> None:
+        self.struct = Sm80Struct(
+            q_stride=shapes.q_stride,
+            k_stride=shapes.k_stride,
+            v_stride=shapes.v_stride,
+            o_stride=shapes.o_stride,
+            batch=shapes.q[0],
+            heads_q=shapes.q[2],
+            heads_kv=shapes.k[2],
+            seqlen_q=shapes.q[1],
+            seqlen_kv=shapes.k[1],
+        )
+        self.address = ctypes.addressof(self.struct)
+        self.grid = -(-shapes.q[1] // plan.tile_q) * shapes.q[2] * shapes.q[0]
+
+    def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
+        struct = self.struct
+        struct.q, struct.k, struct.v, struct.o, struct.lse = q, k, v, o, lse
+        struct.scale = scale
+
+
+class Sm90Parameters:
+    """Tensor maps; only those whose tensor moved since the last launch are patched."""
+
+    def __init__(self, plan: KernelPlan, shapes: Shapes, sms: int) -> None:
+        schedule = plan.schedule
+        assert isinstance(schedule, Sm90Schedule)
+        self._dtype = plan.dtype
+        self._shapes = shapes
+        share = plan.tile_kv // schedule.cluster  # each block of a cluster loads its share of K and V for all
+        self._box_rows = (_WARPGROUP_ROWS, share, share, _WARPGROUP_ROWS)
+        self._data = [0, 0, 0, 0]
+        self._storage = ctypes.create_string_buffer(ctypes.sizeof(Sm90Struct) + _MAP_ALIGNMENT)
+        offset = -ctypes.addressof(self._storage) % _MAP_ALIGNMENT
+        struct = self.struct = Sm90Struct.from_buffer(self._storage, offset)
+        self.address = ctypes.addressof(struct)
+        self._maps = [self.address + index * TENSOR_MAP_BYTES for index in range(4)]
+        batch, seqlen_q, heads_q, _ = shapes.q
+        struct.batch, struct.heads_q, struct.heads_kv = batch, heads_q, shapes.k[2]
+        struct.seqlen_q, struct.seqlen_kv = seqlen_q, shapes.k[1]
+        clusters_q = -(-seqlen_q // (plan.tile_q * schedule.cluster))
+        struct.tiles_q = clusters_q * schedule.cluster
+        struct.tiles = clusters_q * heads_q * batch
+        kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
+        struct.heads_per_section = max(_L2_SECTION_BYTES // kv_bytes, 1) * plan.group
+        self.grid = min(struct.tiles, sms // schedule.cluster) * schedule.cluster
+        self.needs_counter = schedule.tile_order == "dynamic"
+
+    def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
+        data = [q, k, v, o]
+        if data != self._data:
+            self._move(data)
+        struct = self.struct
+        struct.lse, struct.tile_counter, struct.scale = lse, counter, scale
+
+    def _move(self, data: list[int]) -> None:
+        if not any(self._data):
+            self._encode(data)
+        else:
+            for map_address, old, new in zip(self._maps, self._data, data, strict=True):
+                if old != new:
+                    replace_address(map_address, new)
+        self._data = data
+
+    def _encode(self, data: list[int]) -> None:
+        for index, name in enumerate("qkvo"):
+            encode_tensor_map(
+                self._maps[index],
+                data[index],
+                dtype=self._dtype,
+                shape=getattr(self._shapes, name),
+                strides=getattr(self._shapes, f"{name}_stride"),
+                box_rows=self._box_rows[index],
+            )
+
+
+def parameters(plan: KernelPlan, shapes: Shapes, sms: int) -> Parameters:
+    """The parameters of one launch of `plan` on a GPU of `sms` multiprocessors."""
+    return Sm90Parameters(plan, shapes, sms) if plan.family == "sm90" else Sm80Parameters(plan, shapes)
+
+
+__all__ = [
+    "Parameters",
+    "Shapes",
+    "Sm80Parameters",
+    "Sm80Struct",
+    "Sm90Parameters",
+    "Sm90Struct",
+    "parameters",
+]
