@@ -1,0 +1,41 @@
+"""Functions of the expression language that sympy lacks, or has with flaws."""
+
+from __future__ import annotations
+
+import sympy
+from sympy import Expr, S
+
+
+class modulo(sympy.Function):  # type: ignore[misc]
+    """``a % b`` with the sign of b, as in Python.
+
+    Not `sympy.Mod`: up to 1.14 at least that rewrites products wrongly, so that Mod(6*Mod(x, 9), 8) becomes
+    2*Mod(3*Mod(x, 9)**2, 4).
+    """
+
+    nargs = 2
+
+    @classmethod
+    def eval(cls, a: Expr, b: Expr) -> Expr | None:
+        if a.is_Rational and b.is_Rational and b != 0:
+            return a - b * sympy.floor(a / b)
+        return S.Zero if a.is_integer and b in (S.One, S.NegativeOne) else None
+
+    def _eval_is_integer(self) -> bool | None:
+        return True if all(arg.is_integer for arg in self.args) else None
+
+    def _eval_evalf(self, prec: int) -> Expr:
+        a, b = self.args
+        return (a - b * sympy.floor(a / b))._eval_evalf(prec)
+
+
+class sigmoid(sympy.Function):  # type: ignore[misc]
+    """1 / (1 + exp(-x)), kept whole so that it prints as one instruction sequence and not as a quotient."""
+
+    nargs = 1
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return self * (1 - self)
+
+    def _eval_evalf(self, prec: int) -> Expr:
+        return (1 / (1 + sympy.exp(-self.args[0])))._eval_evalf(prec)
