@@ -3,7 +3,7 @@
     python benchmarks/check_sm80.py [--dims 64,128,256] [--rounds 5] [--only check|time]
 
 Plans are written by hand, so that tilings the solver would not propose are measured too. Needs torch, CuPy,
-jinja2 and sympy; not pydantic, hence the packages of the spec and the plan are entered without their ``__init__``.
+jinja2 and sympy; not pydantic, hence the spec and plan packages are entered without their ``__init__``.
 Times: 16k tokens, hidden 2048, TFLOP/s of 4 * b * h * sq * sk * d (half of it for causal), median over the
 rounds, all callables of a cell interleaved.
 """
@@ -248,7 +248,7 @@ def poisoned(batch: int, seqlen: int, heads: int, head_dim: int, dtype: torch.dt
 def textbook(
     plan: KernelPlan, q: Any, k: Any, v: Any, dtype: torch.dtype, rounding: torch.dtype
 ) -> tuple[Any, Any]:
-    """softmax(scale Q K^T) V and lse, computed in `dtype`, P and O rounded to `rounding`; masked rows 0 and -inf."""
+    """softmax(scale Q K^T) V and lse in `dtype`, P and O rounded to `rounding`; masked rows 0 and -inf."""
     q, k, v = (t.to(dtype).transpose(1, 2) for t in (q, k, v))
     k, v = (t.repeat_interleave(plan.group, 1) for t in (k, v))
     s = (q @ k.transpose(-1, -2)) * plan.scale
@@ -305,11 +305,8 @@ def check_all(kernels: list[Compiled]) -> int:
         if wrong:
             failures += 1
             shape, problem = next(iter(wrong.items()))
-            print(
-                f"WRONG {kernel.plan.kernel} {title(kernel.plan)} {kernel.plan.align}: {len(wrong)} of {len(SHAPES)} "
-                f"shapes, e.g. {shape}: {problem}",
-                flush=True,
-            )
+            name = f"{kernel.plan.kernel} {title(kernel.plan)} {kernel.plan.align}"
+            print(f"WRONG {name}: {len(wrong)} of {len(SHAPES)} shapes, e.g. {shape}: {problem}", flush=True)
     print(f"checked {len(kernels)} kernels x {len(SHAPES)} shapes: {failures} wrong", flush=True)
     return failures
 

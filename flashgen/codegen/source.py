@@ -21,9 +21,9 @@ _PRAGMA_ONCE = re.compile(r"^#pragma once\n+", re.MULTILINE)
 class Source:
     """A kernel as text."""
 
-    name: str                     # the extern "C" entry point
-    text: str                     # the .cu
-    headers: Mapping[str, str]    # file name -> text, of every header that `text` includes, directly or not
+    name: str  # the extern "C" entry point
+    text: str  # the .cu
+    headers: Mapping[str, str]  # file name -> text, of every header that `text` includes, directly or not
 
 
 def render(plan: KernelPlan) -> Source:

@@ -8,6 +8,7 @@
 
 #include "cp_async.cuh"
 #include "integer.cuh"
+#include "tensor.cuh"
 #include "types.cuh"
 
 template <int kHeadDim>
@@ -39,9 +40,17 @@ struct TileTransfer {
   static constexpr int kPasses = ceil_div(kRows, kRowStep);
   static constexpr bool kRagged = kRows % kRowStep != 0;
   static constexpr bool kPadded = Tile::kColumns != kHeadDim;
+  static_assert(!Tile::kSwizzled || kRowStep % 8 == 0, "every pass has the same swizzle");
 
   int row = threadIdx.x / kAbreast;
   int chunk = threadIdx.x % kAbreast;
+
+  // This thread's first chunk of the tile of `tensor` that begins at `row_begin`.
+  template <typename Pointer>
+  __device__ __forceinline__ auto first_chunk(Pointer tensor, const int64_t (&stride)[3], int batch,
+                                              int row_begin, int head) const {
+    return row_address(tensor, stride, batch, row_begin + row, head) + 16 * chunk;
+  }
 
   // global [rows, head_dim] -> shared. `global` is this thread's first chunk, `row_stride` in bytes.
   // Rows from `rows` on, and the columns that pad the head dimension, become zero and are not read.
@@ -54,7 +63,6 @@ struct TileTransfer {
         const char *source = global + pass * (kRowStep * row_stride);
 #pragma unroll
         for (int c = 0; c < Tile::kChunks; c += kAbreast) {
-          // kRowStep is a multiple of 8, or the tile is not swizzled: every pass has the same swizzle.
           const uint32_t target = shared + Tile::offset(row, chunk + c) + pass * kRowStep * Tile::kPitch * 2;
           const bool inside = r < rows && (!kPadded || (chunk + c) * 8 < kHeadDim);
           cp_async_or_zero(target, source + c * 16, inside);
