@@ -93,9 +93,7 @@ def main() -> None:
                 )
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        print(
-            f"\nof the best peer: geometric mean {mean:.3f}, worst {min(ratios):.3f}, over {len(ratios)} cells"
-        )
+        print(f"\nof the best peer, {len(ratios)} cells: geometric mean {mean:.3f}, worst {min(ratios):.3f}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"matmul_tflops": rate, "cells": results}, indent=2) + "\n")
 

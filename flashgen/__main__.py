@@ -2,4 +2,5 @@
 
 from flashgen.cli import main
 
-main()
+if __name__ == "__main__":  # the workers of `build` import this module too
+    main()

@@ -24,29 +24,25 @@ def gallery() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-class SpecFile(click.ParamType):
-    """A spec's file, or the name of one in the gallery."""
-
-    name = "SPEC"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
-        if path.is_file():
-            return path
-        shipped = gallery()
-        if value in shipped:
-            return shipped[value]
-        close = difflib.get_close_matches(path.stem, shipped, n=1)
-        hint = f"did you mean {close[0]}, of the gallery?" if close else "`flashgen specs` lists the gallery"
-        self.fail(f"{value}: no such file; {hint}")
+def spec_path(value: str) -> Path:
+    """A spec's file, or the one in the gallery that has this name."""
+    path = Path(value)
+    if path.is_file():
+        return path
+    shipped = gallery()
+    if value in shipped:
+        return shipped[value]
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {close[0]}, of the gallery?" if close else "`flashgen specs` lists the gallery"
+    raise click.UsageError(f"{value}: no such file; {hint}", click.get_current_context(silent=True))
 
 
 def spec_argument(command: _Command) -> _Command:
-    return click.argument("spec_file", metavar="SPEC", type=SpecFile())(command)
+    return click.argument("spec_file", metavar="SPEC", type=spec_path)(command)
 
 
 def specs_argument(command: _Command) -> _Command:
-    return click.argument("spec_files", metavar="SPEC...", type=SpecFile(), nargs=-1, required=True)(command)
+    return click.argument("spec_files", metavar="SPEC...", type=spec_path, nargs=-1, required=True)(command)
 
 
 def target_option(command: _Command) -> _Command:

@@ -38,7 +38,7 @@ def bench(
 ) -> None:
     """Time the kernel beside its peers, interleaved in one run.
 
-    The peers are torch's SDPA backends, and FA3, FA4, FlashInfer and FlexAttention where they can be imported.
+    The peers are torch's SDPA backends, and FA3, FA4, FlashInfer and FlexAttention where importable.
     """
     torch_needed()
     import torch

@@ -147,7 +147,8 @@ def _ranking(ranking: Ranking) -> Table:
     for place, candidate in enumerate(ranking.candidates, 1):
         plan, cost = candidate.plan, candidate.cost
         table.add_row(
-            str(place), str(plan.tile_q), str(plan.tile_kv), str(plan.stages), str(plan.warps), _schedule(plan),
+            str(place), str(plan.tile_q), str(plan.tile_kv), str(plan.stages), str(plan.warps),
+            _schedule(plan),
             f"{plan.smem_bytes:,} B", str(plan.registers), str(plan.blocks_per_sm), size(cost.hbm_bytes),
             f"{cost.seconds * 1e3:.3f}", f"{cost.tflops:.0f}",
         )  # fmt: skip

@@ -26,16 +26,23 @@ _DIFF_LINES = 12  # of each differing file: enough to recognise the change, not 
 
 
 def describe(spec: AttentionSpec, plan: KernelPlan) -> dict[str, Any]:
-    """What the manifest says beyond the build's own facts: the spec as data, and the predicted bytes."""
+    """What the manifest says beyond the compiler's facts: the spec as data, its plan, the predicted bytes.
+
+    The cache may hold the kernel from another spec that prints the same source: the plan is this spec's own.
+    """
     import yaml
 
-    from flashgen.plan import IoModel
+    from flashgen.plan import IoModel, Workload
     from flashgen.spec import dump_spec
 
+    solution = plan.to_dict()
+    # numpy adds in an order that depends on the processor: the last digits are not the same everywhere
+    solution["why"]["cost"] = [[term, float(f"{value:.4g}")] for term, value in solution["why"]["cost"]]
     return {
         "name": spec.name,
         "spec": yaml.safe_load(dump_spec(spec)),
-        "bytes": IoModel.of(spec, plan).to_dict(),
+        "plan": solution,
+        "bytes": IoModel.of(Workload.of(spec), plan.tile_q, plan.tile_kv, plan.smem_bytes).to_dict(),
     }
 
 
@@ -80,7 +87,7 @@ def differences(cubin: Cubin, folder: Path, extra: Mapping[str, Any]) -> list[st
 def stable(cubin: Cubin) -> Cubin:
     """The cubin with a manifest that is the same on every machine that has the same compiler."""
     manifest = dict(cubin.manifest)
-    manifest["resources"] = {key: value for key, value in manifest["resources"].items() if key != "compile_s"}
+    manifest["resources"] = {**manifest["resources"], "compile_s": None}
     manifest["options"] = [
         option for option in manifest["options"] if not option.startswith("--include-path=")
     ]

@@ -152,9 +152,7 @@ def _print(outcome: Outcome) -> None:
     where = "through the interpreter on the CPU" if outcome.device == "cpu" else f"on {outcome.device}"
     click.echo(f"{outcome.kernel} {where}: batch {outcome.batch}, seqlen {lengths}")
     if outcome.reduced:
-        click.echo(
-            "a smaller workload than the spec's: this is a CPU, and the interpreter checks rather than hurries"
-        )
+        click.echo("a smaller workload than the spec's: on a CPU the interpreter runs the plan, to check it")
     click.echo(f"error      {outcome.error:.3e}   largest difference from float64")
     click.echo(
         f"allowed    {outcome.tolerance:.3e}   twice that of the same formula in torch in this dtype "

@@ -130,8 +130,7 @@ def _flashgen(
 
 
 def _relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    norm = expected.norm().item()
-    error = (output - expected).norm().item()
+    norm, error = float(expected.norm()), float((output - expected).norm())
     return error / norm if norm else error
 
 
@@ -160,7 +159,7 @@ def interleave(
 
 def _capture(call: Callable[[], object], graphs: list[object]) -> tuple[Callable[[], object], bool]:
     """`call` as the replay of a CUDA graph, or itself where it cannot be captured."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # lazy initialisation must not fall into the capture
         call()
@@ -182,11 +181,11 @@ def _capture(call: Callable[[], object], graphs: list[object]) -> tuple[Callable
 
 def _time(call: Callable[[], object], repeats: int) -> float:
     """Mean milliseconds of one call over back-to-back calls."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     for _ in range(repeats):
         call()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / repeats
+    return float(start.elapsed_time(end)) / repeats

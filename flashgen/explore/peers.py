@@ -150,7 +150,7 @@ def _fa3(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call:
 
 
 def _fa3_of_vllm(library: str, case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call:
-    torch.ops.load_library(library)
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     left, right = case.window
     ends = [
         torch.arange(0, (case.work.batch + 1) * seqlen, seqlen, device=q.device, dtype=torch.int32)
@@ -167,7 +167,7 @@ def _fa3_of_vllm(library: str, case: Case, q: torch.Tensor, k: torch.Tensor, v: 
             left, right, 0.0, True, None, 1, None, 0, None, 1, 0, None,
         )[0]  # fmt: skip
         assert isinstance(output, torch.Tensor)
-        return output.unflatten(0, (case.work.batch, case.work.seqlen_q))
+        return output.view(case.work.batch, case.work.seqlen_q, *output.shape[1:])
 
     return call
 
