@@ -27,19 +27,22 @@ def test_numbers_the_solver_leans_on() -> None:
     assert [name for name, record in ARCHS.items() if "wgmma" in record.features] == ["sm_90a"]
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"smem_per_block": 228 * 1024}, "must fit an SM"),
-    ({"target": "sm_91"}, "target must be sm_90"),
-    ({"sms": 0}, "positive"),
-    ({"features": frozenset({"warp_drive"})}, "features"),
-    ({"features": frozenset({"wgmma"})}, "descriptors"),
-    ({"tensor_flops": {"bf16": 1e15}}, "tensor_flops must cover"),
-    ({"mma_sync_fraction": 1.5}, "mma_sync_fraction"),
-    ({"l2_bytes_per_s": 1e12}, "L2 must be faster"),
-    ({"max_registers_per_thread": 256}, "8 bits"),
-    ({"sources": {k: v for k, v in H200.sources.items() if k != "sms"}}, r"no source for \['sms'\]"),
-    ({"sources": dict(H200.sources) | {"colour": "green"}}, "unknown fields"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"smem_per_block": 228 * 1024}, "must fit an SM"),
+        ({"target": "sm_91"}, "target must be sm_90"),
+        ({"sms": 0}, "positive"),
+        ({"features": frozenset({"warp_drive"})}, "features"),
+        ({"features": frozenset({"wgmma"})}, "descriptors"),
+        ({"tensor_flops": {"bf16": 1e15}}, "tensor_flops must cover"),
+        ({"mma_sync_fraction": 1.5}, "mma_sync_fraction"),
+        ({"l2_bytes_per_s": 1e12}, "L2 must be faster"),
+        ({"max_registers_per_thread": 256}, "8 bits"),
+        ({"sources": {k: v for k, v in H200.sources.items() if k != "sms"}}, r"no source for \['sms'\]"),
+        ({"sources": dict(H200.sources) | {"colour": "green"}}, "unknown fields"),
+    ],
+)
 def test_a_contradicting_record_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(H200, **change)

@@ -33,7 +33,7 @@ def truth(bounds: RowBounds, align: Any, seqlen_q: int, seqlen_kv: int) -> np.nd
     for i in range(seqlen_q):
         q = i + tiles.row_shift(align, seqlen_q, seqlen_kv)
         first, last = bounds.evaluate(q, seqlen_q, seqlen_kv)
-        kept[i, max(first, 0):last + 1] = True
+        kept[i, max(first, 0) : last + 1] = True
     return kept
 
 
@@ -64,7 +64,7 @@ def test_no_kept_element_is_skipped_and_no_partial_tile_called_full(
         seen = tiles.visited(bounds, *where, seqlen_q, seqlen_kv, tile_kv)
         per_q_tile.append(len(seen))
         for j in range(-(-seqlen_kv // tile_kv)):
-            block = kept[start:stop, j * tile_kv:(j + 1) * tile_kv]
+            block = kept[start:stop, j * tile_kv : (j + 1) * tile_kv]
             if j in seen:
                 kv_rows += block.shape[1]
                 whole = bool(block.all()) and block.shape[1] == tile_kv
@@ -83,7 +83,7 @@ def test_no_empty_tile_is_visited(mask: str) -> None:
     for start in range(0, 37, 8):
         stop = min(start + 8, 37)
         for j in tiles.visited(BOUNDS[mask], start + 16, stop - 1 + 16, 37, 53, 4):
-            assert kept[start:stop, j * 4:(j + 1) * 4].any()
+            assert kept[start:stop, j * 4 : (j + 1) * 4].any()
 
 
 def test_counts_of_a_large_problem_take_milliseconds() -> None:

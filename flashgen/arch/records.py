@@ -19,8 +19,15 @@ _MIB = 1024 * 1024
 
 _FROM_TABLES = dict.fromkeys(
     (
-        "capability", "smem_per_block", "smem_per_sm", "smem_reserved_per_block", "registers_per_sm",
-        "max_registers_per_thread", "max_threads_per_sm", "max_blocks_per_sm", "features",
+        "capability",
+        "smem_per_block",
+        "smem_per_sm",
+        "smem_reserved_per_block",
+        "registers_per_sm",
+        "max_registers_per_thread",
+        "max_threads_per_sm",
+        "max_blocks_per_sm",
+        "features",
     ),
     "CC tables",
 )
@@ -46,7 +53,8 @@ SM_80 = Arch(
     mma_sync_fraction=1.0,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "NVIDIA A100 whitepaper",
         "l2_bytes": "NVIDIA A100 whitepaper",
         "hbm_bytes_per_s": "A100 80GB SXM data sheet",
@@ -78,7 +86,8 @@ SM_86 = Arch(
     mma_sync_fraction=1.0,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "NVIDIA GA102 whitepaper, RTX 3090",
         "l2_bytes": "NVIDIA GA102 whitepaper, RTX 3090",
         "hbm_bytes_per_s": "NVIDIA GA102 whitepaper, RTX 3090 (GDDR6X)",
@@ -110,7 +119,8 @@ SM_89 = Arch(
     mma_sync_fraction=1.0,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "L40S data sheet (AD102, 18,176 CUDA cores)",
         "l2_bytes": "NVIDIA Ada whitepaper, full AD102 (RTX 4090: 72 MiB)",
         "hbm_bytes_per_s": "L40S data sheet (GDDR6)",
@@ -142,7 +152,8 @@ SM_90A = Arch(
     mma_sync_fraction=0.62,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async", "tma", "wgmma", "setmaxnreg", "cluster"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "NVIDIA H100 whitepaper, SXM5; the same on H200",
         "l2_bytes": "NVIDIA H100 whitepaper (H200 reports up to 60 MiB)",
         "hbm_bytes_per_s": "measured on an H200: copy, read + write (data sheet: 4.8e12)",
@@ -174,7 +185,8 @@ SM_100A = Arch(
     mma_sync_fraction=0.25,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async", "tma", "setmaxnreg", "cluster"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "Chips and Cheese, 'Nvidia's B200': 74 SMs on each of two dies",
         "l2_bytes": "same article",
         "hbm_bytes_per_s": "DGX B200 data sheet, per GPU",
@@ -206,7 +218,8 @@ SM_120A = Arch(
     mma_sync_fraction=1.0,
     exp2_per_clock_per_sm=16,
     features=frozenset({"cp_async", "tma", "setmaxnreg", "cluster"}),
-    sources=_FROM_TABLES | {
+    sources=_FROM_TABLES
+    | {
         "sms": "NVIDIA RTX Blackwell whitepaper, RTX 5090",
         "l2_bytes": "NVIDIA RTX Blackwell whitepaper, RTX 5090",
         "hbm_bytes_per_s": "NVIDIA RTX Blackwell whitepaper, RTX 5090 (GDDR7)",

@@ -46,26 +46,49 @@ SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS, REGISTER_OVERHEAD = _symbols(
 )
 
 _SYMBOLS = (
-    *UNKNOWNS, Q_IN_REGISTERS, P_IN_REGISTERS, OVERLAP, PING_PONG, O_ALIASES_Q, Q_STAGES, CLUSTER,
-    PRODUCER_REGISTERS, CONSUMER_REGISTERS, HEAD_DIM_QK, HEAD_DIM_V, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V,
-    D16_QK, D16_V, SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS, REGISTER_OVERHEAD,
+    *UNKNOWNS,
+    Q_IN_REGISTERS,
+    P_IN_REGISTERS,
+    OVERLAP,
+    PING_PONG,
+    O_ALIASES_Q,
+    Q_STAGES,
+    CLUSTER,
+    PRODUCER_REGISTERS,
+    CONSUMER_REGISTERS,
+    HEAD_DIM_QK,
+    HEAD_DIM_V,
+    PITCH_QK,
+    PITCH_V,
+    PANEL_QK,
+    PANEL_V,
+    D16_QK,
+    D16_V,
+    SMEM_PER_BLOCK,
+    REGISTERS_PER_SM,
+    MAX_REGISTERS,
+    REGISTER_OVERHEAD,
 )
 
-BYTES = 2           # per element of q, k, v, o: bf16 and fp16
+BYTES = 2  # per element of q, k, v, o: bf16 and fp16
 BARRIER_BYTES = 1024
 ALIGNMENT_BYTES = 1024  # what aligning the base of dynamic shared memory to 1024 B can cost
 
 # Registers beyond accumulators: addresses, loop state, operand fragments in flight. The only numbers here
 # that come from the compiler and not from the layout; calibrate them against `registers` of resource reports.
-SM80_OVERHEAD = 32               # per thread
-SM80_OVERHEAD_PER_FRAGMENT = 8   # and for each m16 fragment of rows: its A operand, row maximum and row sum
+SM80_OVERHEAD = 32  # per thread
+SM80_OVERHEAD_PER_FRAGMENT = 8  # and for each m16 fragment of rows: its A operand, row maximum and row sum
 # By consumer warpgroups: 216 of 240 and 128 of 160 is what accumulators can have without spills on an H200.
 SM90_OVERHEAD: Mapping[int, int] = MappingProxyType({1: 32, 2: 24, 3: 32})
 
 # setmaxnreg of the producer and of each consumer, by consumer warpgroups; the first is the default.
-REGISTER_SPLITS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType({
-    1: ((56, 256),), 2: ((24, 240), (40, 232)), 3: ((32, 160),),
-})
+REGISTER_SPLITS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
+    {
+        1: ((56, 256),),
+        2: ((24, 240), (40, 232)),
+        3: ((32, 160),),
+    }
+)
 
 
 def pitch(head_dim: int) -> int:
@@ -95,20 +118,35 @@ class Tiling:
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
-            TILE_Q: self.tile_q, TILE_KV: self.tile_kv, STAGES: self.stages, WARPS: self.warps,
-            HEAD_DIM_QK: head_dim_qk, HEAD_DIM_V: head_dim_v,
-            PITCH_QK: pitch(head_dim_qk), PITCH_V: pitch(head_dim_v),
-            PANEL_QK: padded(head_dim_qk, 64), PANEL_V: padded(head_dim_v, 64),
-            D16_QK: padded(head_dim_qk, 16), D16_V: padded(head_dim_v, 16),
-            SMEM_PER_BLOCK: arch.smem_per_block, REGISTERS_PER_SM: arch.registers_per_sm,
+            TILE_Q: self.tile_q,
+            TILE_KV: self.tile_kv,
+            STAGES: self.stages,
+            WARPS: self.warps,
+            HEAD_DIM_QK: head_dim_qk,
+            HEAD_DIM_V: head_dim_v,
+            PITCH_QK: pitch(head_dim_qk),
+            PITCH_V: pitch(head_dim_v),
+            PANEL_QK: padded(head_dim_qk, 64),
+            PANEL_V: padded(head_dim_v, 64),
+            D16_QK: padded(head_dim_qk, 16),
+            D16_V: padded(head_dim_v, 16),
+            SMEM_PER_BLOCK: arch.smem_per_block,
+            REGISTERS_PER_SM: arch.registers_per_sm,
             MAX_REGISTERS: arch.max_registers_per_thread,
             REGISTER_OVERHEAD: SM90_OVERHEAD.get(self.warps // 4, max(SM90_OVERHEAD.values())),
         }
 
 
 _SCHEDULE_SYMBOLS = (
-    Q_IN_REGISTERS, P_IN_REGISTERS, OVERLAP, PING_PONG, O_ALIASES_Q, Q_STAGES, CLUSTER,
-    PRODUCER_REGISTERS, CONSUMER_REGISTERS,
+    Q_IN_REGISTERS,
+    P_IN_REGISTERS,
+    OVERLAP,
+    PING_PONG,
+    O_ALIASES_Q,
+    Q_STAGES,
+    CLUSTER,
+    PRODUCER_REGISTERS,
+    CONSUMER_REGISTERS,
 )
 
 
@@ -119,8 +157,8 @@ class Limit:
     name: str
     used: Expr
     allowed: Expr
-    needs: str                  # "B of shared memory": completes "needs 245,760 ..."
-    of_chip: bool = False       # the limit is the chip's, so the message names the target
+    needs: str  # "B of shared memory": completes "needs 245,760 ..."
+    of_chip: bool = False  # the limit is the chip's, so the message names the target
 
     @property
     def relation(self) -> Expr:
@@ -134,7 +172,7 @@ class Multiple:
     name: str
     used: Expr
     allowed: Expr
-    needs: str                  # why: "16 rows for each warp"
+    needs: str  # why: "16 rows for each warp"
 
     @property
     def relation(self) -> Expr:
@@ -151,8 +189,8 @@ class Family:
     name: Literal["sm80", "sm90"]
     features: frozenset[str]
     schedule: type[Sm80Schedule] | type[Sm90Schedule]
-    smem: Expr                  # bytes of a block
-    registers: Expr             # per computing thread
+    smem: Expr  # bytes of a block
+    registers: Expr  # per computing thread
     constraints: tuple[Constraint, ...]
 
 
@@ -167,15 +205,20 @@ def _sm80() -> Family:
     fragments = TILE_Q / (16 * WARPS)
     # S and P do not add up: P replaces S pair by pair, 32 bits of it for every 64 of S.
     registers = (
-        TILE_Q * TILE_KV / threads                                # S, fp32
-        + TILE_Q * D16_V / threads                                # O, fp32
-        + Q_IN_REGISTERS * TILE_Q * D16_QK / (2 * threads)        # Q, 16 bits
-        + SM80_OVERHEAD + SM80_OVERHEAD_PER_FRAGMENT * fragments
+        TILE_Q * TILE_KV / threads  # S, fp32
+        + TILE_Q * D16_V / threads  # O, fp32
+        + Q_IN_REGISTERS * TILE_Q * D16_QK / (2 * threads)  # Q, 16 bits
+        + SM80_OVERHEAD
+        + SM80_OVERHEAD_PER_FRAGMENT * fragments
     )
     # The register file is handed out in multiples of 8 a thread.
     own_registers = sympy.Min(MAX_REGISTERS, 8 * sympy.floor(REGISTERS_PER_SM / (8 * threads)))
     return Family(
-        "sm80", frozenset({"cp_async"}), Sm80Schedule, smem, registers,
+        "sm80",
+        frozenset({"cp_async"}),
+        Sm80Schedule,
+        smem,
+        registers,
         (
             Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
             Limit("registers", registers, own_registers, "registers per thread", of_chip=True),
@@ -196,7 +239,8 @@ def _sm90() -> Family:
         + BYTES * STAGES * TILE_KV * (PANEL_QK + PANEL_V)
         + (1 - P_IN_REGISTERS) * BYTES * TILE_Q * TILE_KV
         + (1 - O_ALIASES_Q) * o
-        + BARRIER_BYTES + ALIGNMENT_BYTES
+        + BARRIER_BYTES
+        + ALIGNMENT_BYTES
     )
     # A warpgroup of 128 threads holds 64 rows: tile_kv / 2 fp32 of S, half as many 32-bit registers of P.
     # Without overlap P replaces S; with it, the next S is being made while P is consumed.
@@ -210,7 +254,11 @@ def _sm90() -> Family:
     block_registers = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
     one, widest = sympy.Integer(1), sympy.Integer(256)
     return Family(
-        "sm90", frozenset({"tma", "wgmma", "setmaxnreg"}), Sm90Schedule, smem, registers,
+        "sm90",
+        frozenset({"tma", "wgmma", "setmaxnreg"}),
+        Sm90Schedule,
+        smem,
+        registers,
         (
             Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
             Limit("registers", registers, own_registers, "registers per thread"),
@@ -323,15 +371,16 @@ _Numeric = Callable[..., Any]
 def _bounds(family: str, unknown: Expr) -> tuple[tuple[Limit, tuple[tuple[_Numeric, _Numeric], ...]], ...]:
     found = []
     for limit in FAMILIES[family].constraints:
-        if isinstance(limit, Limit) and not limit.allowed.has(unknown):
-            pairs = tuple(
-                tuple(sympy.lambdify(_SYMBOLS, side, "math") for side in (slope, limit.allowed - rest))
-                for slope, rest in _linear(limit, unknown)
-                if slope != 0
-            )
-            if pairs:
-                found.append((limit, pairs))
+        if isinstance(limit, Limit) and limit.used.has(unknown) and not limit.allowed.has(unknown):
+            # branches of a maximum without the unknown stay: they can be broken whatever it is
+            branches = _linear(limit, unknown)
+            pairs = tuple((_numeric(slope), _numeric(limit.allowed - rest)) for slope, rest in branches)
+            found.append((limit, pairs))
     return tuple(found)
+
+
+def _numeric(expr: Expr) -> _Numeric:
+    return sympy.lambdify(_SYMBOLS, expr, "math")  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=4)

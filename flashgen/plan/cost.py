@@ -21,13 +21,13 @@ from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.workload import Workload
 
 SMEM_BYTES_PER_CLOCK = 128  # per SM: 32 banks of 4 bytes
-FP32_PER_CLOCK = 128        # per SM, and shared with the integer work of masking
+FP32_PER_CLOCK = 128  # per SM, and shared with the integer work of masking
 
 # fp32 instructions for each element of S: maximum, scale-and-subtract, sum, half a conversion of a pair, and
 # moves that the compiler adds; fitted together with SERIAL_SM90.
 FP32_PER_SCORE = 5
-FP32_PER_MASKED_SCORE = 3   # a compare on each side and a select
-FP32_PER_RESCALE = 1        # O *= exp(m_old - m_new), each element, each kv tile
+FP32_PER_MASKED_SCORE = 3  # a compare on each side and a select
+FP32_PER_RESCALE = 1  # O *= exp(m_old - m_new), each element, each kv tile
 
 # Share of the lesser pipes' time that is not hidden behind the busiest. On sm90 from an ablation on an H200
 # (bf16, full, 16k tokens): d128 {128,128} both 661, no ping-pong 489, no overlap 520 TFLOP/s; d64 {192,128}
@@ -35,17 +35,17 @@ FP32_PER_RESCALE = 1        # O *= exp(m_old - m_new), each element, each kv til
 SERIAL_SM90 = 0.30
 SERIAL_SM90_NO_PING_PONG = {1: 0.90, 2: 0.85, 3: 0.45}  # by consumer warpgroups
 SERIAL_SM90_NO_OVERLAP = 0.75
-# On sm80 warps overlap only with each other. A warp of another block counts as a whole one; a second warp of the
-# same block on a scheduler as half, since barriers keep it near the same phase.
+# On sm80 warps overlap only with each other. A warp of another block counts as a whole one, a second warp of
+# the same block on a scheduler as half, since barriers keep it near the same phase.
 SCHEDULERS = 4
 SAME_BLOCK_OVERLAP = 0.5
 
-# Of every block and kv tile: issuing addresses, loop and copies; and latency (barriers, the first mma after one),
-# which other warps can hide.
+# Of every block and kv tile: issuing addresses, loop and copies; and latency that other warps can hide, of
+# barriers and of the first mma after one.
 ITERATION_CYCLES = {"sm80": 100.0, "sm90": 0.0}
 LATENCY_CYCLES = {"sm80": 400.0, "sm90": 200.0}
 PROLOGUE_CYCLES = {"sm80": 2500.0, "sm90": 1500.0}  # a block's (sm90: q tile's) first loads, and storing O
-SECOND_Q_BUFFER = 0.6        # of the prologue remains; on an H200, d64, seqlen 512: 358 -> 384 TFLOP/s
+SECOND_Q_BUFFER = 0.6  # of the prologue remains; on an H200, d64, seqlen 512: 358 -> 384 TFLOP/s
 OWN_O_BUFFER = 0.9
 LOAD_LATENCY_CYCLES = 800.0  # from L2, with a tile's worth of requests in flight
 LAUNCH_SECONDS = 3e-6
@@ -57,18 +57,18 @@ class Cost:
 
     seconds: float
     tensor_s: float
-    exp2_s: float          # MUFU
-    softmax_s: float       # MUFU and fp32 pipes one after the other
+    exp2_s: float  # MUFU
+    softmax_s: float  # MUFU and fp32 pipes one after the other
     smem_s: float
     l2_s: float
     hbm_s: float
     l2_bytes: float
     hbm_bytes: float
-    waves: float           # blocks over the slots for them; 2.1 means a third wave mostly empty
+    waves: float  # blocks over the slots for them; 2.1 means a third wave mostly empty
     blocks_per_sm: int
-    tiles_visited: int     # kv tiles over all q tiles of one head
+    tiles_visited: int  # kv tiles over all q tiles of one head
     tiles_masked: int
-    tflops: float          # useful TFLOP/s at that time
+    tflops: float  # useful TFLOP/s at that time
 
     def terms(self) -> tuple[tuple[str, float], ...]:
         """(name, value) pairs, as `Explanation.cost` keeps them."""
@@ -198,12 +198,12 @@ def _exposed_prologue(tiling: Tiling) -> float:
 def _makespan(lengths: np.ndarray, heads: int, slots: int) -> float:
     """Cycles until the last of the blocks is done; `lengths` has one head's, longest first.
 
-    Handed out longest first, the slots end together but for the last wave, whose blocks are the shortest: that
-    wave is lost in proportion to how empty it is. Exact where all blocks are equal.
+    Handed out longest first, the slots end together but for the last wave, whose blocks are the shortest:
+    that wave is lost in proportion to how empty it is. Exact where all blocks are equal.
     """
     if lengths.size == 0:
         return 0.0
     blocks = lengths.size * heads
     waves = blocks / slots
-    shortest = lengths[-max(1, ceil(min(slots, blocks) / heads)):].mean()
+    shortest = lengths[-max(1, ceil(min(slots, blocks) / heads)) :].mean()
     return float(max(lengths[0], lengths.sum() * heads / slots + (ceil(waves) - waves) * shortest))

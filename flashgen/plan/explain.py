@@ -50,7 +50,8 @@ def explain(
         binding=_binding(best, workload, given, arch),
         slack=tuple(
             (u.constraint.name, f"{u.used:,} / {u.allowed:,} {u.constraint.needs}")
-            for u in uses if isinstance(u.constraint, Limit) and u.used
+            for u in uses
+            if isinstance(u.constraint, Limit) and u.used
         ),
         rejected=tuple(_rejected(best, costs, workload, given, arch)),
         cost=costs[best].terms(),
@@ -121,7 +122,7 @@ def refusal(tiling: Tiling, workload: Workload, given: Given, arch: Arch, spec: 
 
 
 def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> tuple[str, Location | None]:
-    """The user's own choices in a constraint and where they stand; all sizes in it where none is the user's."""
+    """The user's own choices in a constraint, and where they stand; all its sizes where none is."""
     constraint = use.constraint
     symbols = {symbol.name for symbol in constraint.used.free_symbols | constraint.allowed.free_symbols}
     own: dict[str, Any] = {}

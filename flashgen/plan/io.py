@@ -3,9 +3,9 @@
 Four figures for one workload:
 
 * `compulsory`: every tensor crosses once. No kernel moves less.
-* `rereads_miss`: K and V cross again for each q tile, as if there were no L2: FlashAttention's two-level model
-  with the block's shared memory as its SRAM (Dao et al., arXiv 2205.14135, section 3.2). Real traffic lies
-  between these two: L2 serves all of the second figure, HBM what L2 does not hold.
+* `rereads_miss`: K and V cross again for each q tile, as if there were no L2: FlashAttention's two-level
+  model with the block's shared memory as its SRAM (Dao et al., arXiv 2205.14135, section 3.2). Real traffic
+  lies between these two: L2 serves all of the second figure, HBM what L2 does not hold.
 * `standard`: S and P are written and read back, Theta(N d + N^2) (2205.14135, Algorithm 0).
 * `lower_bound`: Theta(min(N^2 d / sqrt(M), N^2 d^2 / M)) elements for M elements of SRAM (Saha and Ye,
   arXiv 2402.07443). From M >= d^2 on, the second is the smaller: there FlashAttention is optimal (2205.14135,
@@ -32,7 +32,7 @@ BATCH, HEADS_Q, HEADS_KV, SEQLEN_Q, SEQLEN_KV, HEAD_DIM_QK, HEAD_DIM_V = sympy.s
     "batch heads_q heads_kv seqlen_q seqlen_kv head_dim_qk head_dim_v", positive=True
 )
 TILE_Q, KV_ROWS, PAIRS, SRAM = sympy.symbols("tile_q kv_rows pairs M", positive=True)
-BYTES = 2      # per element of q, k, v, o
+BYTES = 2  # per element of q, k, v, o
 LSE_BYTES = 4
 
 _Q_AND_O = BYTES * BATCH * HEADS_Q * SEQLEN_Q * (HEAD_DIM_QK + HEAD_DIM_V)
@@ -41,19 +41,34 @@ _LSE = LSE_BYTES * BATCH * HEADS_Q * SEQLEN_Q
 # d^2 of the papers is head_dim_qk * head_dim_v here, d their geometric mean.
 _D2 = HEAD_DIM_QK * HEAD_DIM_V
 
-EXPRESSIONS: Mapping[str, Expr] = MappingProxyType({
-    "compulsory": _Q_AND_O + _K_AND_V + _LSE,
-    "rereads_miss": _Q_AND_O + BYTES * BATCH * HEADS_Q * KV_ROWS * (HEAD_DIM_QK + HEAD_DIM_V) + _LSE,
-    "standard": _Q_AND_O + _K_AND_V + 4 * BYTES * BATCH * HEADS_Q * SEQLEN_Q * SEQLEN_KV,
-    "lower_bound": BYTES * BATCH * HEADS_Q * sympy.Min(PAIRS * _D2 / SRAM, PAIRS * sympy.sqrt(_D2 / SRAM)),
-})
+EXPRESSIONS: Mapping[str, Expr] = MappingProxyType(
+    {
+        "compulsory": _Q_AND_O + _K_AND_V + _LSE,
+        "rereads_miss": _Q_AND_O + BYTES * BATCH * HEADS_Q * KV_ROWS * (HEAD_DIM_QK + HEAD_DIM_V) + _LSE,
+        "standard": _Q_AND_O + _K_AND_V + 4 * BYTES * BATCH * HEADS_Q * SEQLEN_Q * SEQLEN_KV,
+        "lower_bound": BYTES
+        * BATCH
+        * HEADS_Q
+        * sympy.Min(PAIRS * _D2 / SRAM, PAIRS * sympy.sqrt(_D2 / SRAM)),
+    }
+)
 
 # Rows of K that one head loads where nothing is masked: all of them for each q tile. In general `kv_rows` is
 # counted exactly from the mask's bounds (tiles.count).
 KV_ROWS_UNMASKED: Expr = SEQLEN_KV * sympy.ceiling(SEQLEN_Q / TILE_Q)
 
 _VARIABLES = (
-    BATCH, HEADS_Q, HEADS_KV, SEQLEN_Q, SEQLEN_KV, HEAD_DIM_QK, HEAD_DIM_V, TILE_Q, KV_ROWS, PAIRS, SRAM
+    BATCH,
+    HEADS_Q,
+    HEADS_KV,
+    SEQLEN_Q,
+    SEQLEN_KV,
+    HEAD_DIM_QK,
+    HEAD_DIM_V,
+    TILE_Q,
+    KV_ROWS,
+    PAIRS,
+    SRAM,
 )
 _COMPILED = sympy.lambdify(_VARIABLES, list(EXPRESSIONS.values()), "math")
 
@@ -66,7 +81,7 @@ class IoModel:
     rereads_miss: int
     standard: int
     lower_bound: float
-    sram_elements: int       # M: elements that the block's shared memory holds
+    sram_elements: int  # M: elements that the block's shared memory holds
     crossover_elements: int  # d^2: from this M on, FlashAttention's I/O is optimal
 
     @classmethod
@@ -75,11 +90,24 @@ class IoModel:
         counts = workload.tiles(tile_q, tile_kv)
         w = workload
         compulsory, rereads_miss, standard, lower_bound = _COMPILED(
-            w.batch, w.heads_q, w.heads_kv, w.seqlen_q, w.seqlen_kv, w.head_dim_qk, w.head_dim_v,
-            tile_q, counts.kv_rows, counts.kept, smem_bytes // BYTES,
+            w.batch,
+            w.heads_q,
+            w.heads_kv,
+            w.seqlen_q,
+            w.seqlen_kv,
+            w.head_dim_qk,
+            w.head_dim_v,
+            tile_q,
+            counts.kv_rows,
+            counts.kept,
+            smem_bytes // BYTES,
         )
         return cls(
-            compulsory, rereads_miss, standard, float(lower_bound), smem_bytes // BYTES,
+            compulsory,
+            rereads_miss,
+            standard,
+            float(lower_bound),
+            smem_bytes // BYTES,
             w.head_dim_qk * w.head_dim_v,
         )
 

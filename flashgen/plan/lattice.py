@@ -32,13 +32,13 @@ AVAILABLE_FAMILIES: tuple[Literal["sm80", "sm90"], ...] = ("sm80",)
 
 TILE_KV_STEP = 16
 TILE_KV_MAX = 256
-# (tile_q, warps): one or two m16 fragments of rows in each warp; more spill. From 16 warps on, a thread has at
-# most 128 registers; below 4, a scheduler has nothing to do.
+# (tile_q, warps): one or two m16 fragments of rows in each warp; more spill. From 16 warps on, a thread has
+# at most 128 registers; below 4, a scheduler has nothing to do.
 SM80_ROWS = ((32, 2), (64, 4), (128, 4), (128, 8), (256, 8))
 SM80_FRAGMENTS = (1, 2)
 SM80_STAGES = (1, 2, 3, 4)
 SM90_WARPGROUPS = (1, 2, 3)
-SM90_STAGES = (2, 3, 4)     # one buffer cannot be filled while it is read; a user may still ask for it
+SM90_STAGES = (2, 3, 4)  # one buffer cannot be filled while it is read; a user may still ask for it
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,15 @@ def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
         name = next(f for f in AVAILABLE_FAMILIES if FAMILIES[f].features <= arch.features)
     elif name not in AVAILABLE_FAMILIES:
         raise PlanError(
-            f"there is no kernel family {quoted(str(name))}", location=at,
+            f"there is no kernel family {quoted(str(name))}",
+            location=at,
             hint=did_you_mean(str(name), AVAILABLE_FAMILIES, AVAILABLE_FAMILIES),
         )
     family = FAMILIES[name]
     if missing := sorted(family.features - arch.features):
         raise PlanError(
-            f"family {name} needs {', '.join(missing)}, which {arch.target} lacks", location=at,
+            f"family {name} needs {', '.join(missing)}, which {arch.target} lacks",
+            location=at,
             hint="leave out tiles.schedule.family to get the one for this chip",
         )
     problems = list(_schedule_problems(asked, family, spec))
@@ -180,7 +182,8 @@ def _schedules(
                 producer_registers=producer,
                 consumer_registers=consumer,
             )
-            for p_in_registers in (True, False) for q_stages in (1, 2)
+            for p_in_registers in (True, False)
+            for q_stages in (1, 2)
         ]
     known = {f.name for f in fields(family.schedule)}
     fixed = {name: value for name, value in given.schedule.items() if name in known}

@@ -23,15 +23,15 @@ class Sm80Schedule:
 class Sm90Schedule:
     """Choices of the Hopper family (TMA, WGMMA, warp specialisation)."""
 
-    p_in_registers: bool = True   # P V from registers (RS); otherwise P goes through shared memory (SS)
-    overlap: bool = True          # issue S_{j+1} = Q K^T before the softmax of S_j
-    ping_pong: bool = True        # one warpgroup does softmax while the other owns the tensor cores
-    q_stages: int = 1             # Q buffers; 2 load the next tile's Q during this tile
-    cluster: int = 1              # thread blocks along q that share K and V by TMA multicast
+    p_in_registers: bool = True  # P V from registers (RS); otherwise P goes through shared memory (SS)
+    overlap: bool = True  # issue S_{j+1} = Q K^T before the softmax of S_j
+    ping_pong: bool = True  # one warpgroup does softmax while the other owns the tensor cores
+    q_stages: int = 1  # Q buffers; 2 load the next tile's Q during this tile
+    cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
     tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
-    pack_gqa: bool = False        # fold the query heads of one K/V head into the q tile
+    pack_gqa: bool = False  # fold the query heads of one K/V head into the q tile
     store: Literal["tma", "direct"] = "tma"
-    o_aliases_q: bool = True      # O is staged in Q's buffer rather than in its own
+    o_aliases_q: bool = True  # O is staged in Q's buffer rather than in its own
     producer_registers: int = 24
     consumer_registers: int = 240
 
@@ -40,7 +40,7 @@ class Sm90Schedule:
 class MaskPlan:
     """The mask as the kernel sees it: the kept keys of each row, as an interval of positions."""
 
-    label: str                    # "full", "causal", "window4096": as in kernel names
+    label: str  # "full", "causal", "window4096": as in kernel names
     bounds: RowBounds
 
 
@@ -48,10 +48,10 @@ class MaskPlan:
 class Explanation:
     """Why the plan is what it is. JSON-serialisable throughout."""
 
-    binding: str = ""                          # the constraint that stopped the tile from growing
-    slack: tuple[tuple[str, str], ...] = ()    # (constraint, "used / allowed")
-    rejected: tuple[tuple[str, str], ...] = () # (neighbour, reason)
-    cost: tuple[tuple[str, float], ...] = ()   # (term, seconds or bytes)
+    binding: str = ""  # the constraint that stopped the tile from growing
+    slack: tuple[tuple[str, str], ...] = ()  # (constraint, "used / allowed")
+    rejected: tuple[tuple[str, str], ...] = ()  # (neighbour, reason)
+    cost: tuple[tuple[str, float], ...] = ()  # (term, seconds or bytes)
     origin: Literal["solved", "tuned", "given"] = "solved"
 
 
@@ -59,23 +59,23 @@ class Explanation:
 class KernelPlan:
     """spec + arch -> one kernel. Sizes are elements unless they say bytes."""
 
-    spec: str                                  # name of the spec
+    spec: str  # name of the spec
     family: Literal["sm80", "sm90"]
-    target: str                                # "sm_90a"
+    target: str  # "sm_90a"
     dtype: Literal["bf16", "fp16"]
     head_dim_qk: int
     head_dim_v: int
-    group: int                                 # heads_q / heads_kv
+    group: int  # heads_q / heads_kv
     align: Literal["bottom_right", "top_left"]
     mask: MaskPlan
-    scale: float                               # the spec's default; a call may override it
+    scale: float  # the spec's default; a call may override it
     tile_q: int
     tile_kv: int
-    stages: int                                # K/V buffers
-    warps: int                                 # warps that compute; the sm90 producer comes on top
+    stages: int  # K/V buffers
+    warps: int  # warps that compute; the sm90 producer comes on top
     schedule: Sm80Schedule | Sm90Schedule
-    smem_bytes: int                            # dynamic shared memory of a block
-    registers: int                             # per computing thread, as predicted
+    smem_bytes: int  # dynamic shared memory of a block
+    registers: int  # per computing thread, as predicted
     blocks_per_sm: int
     why: Explanation = field(default=Explanation(), compare=False)
 

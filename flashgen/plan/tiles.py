@@ -53,9 +53,9 @@ class TileCounts:
     """What one (batch, head) costs. Counted exactly, in numpy."""
 
     per_q_tile: tuple[int, ...]  # kv tiles visited by each q tile, first rows first
-    masked: int                  # of them all, those that need masking
-    kv_rows: int                 # rows of K (and of V) that are loaded; the last tile's missing rows are not
-    kept: int                    # (q, kv) pairs that the mask keeps
+    masked: int  # of them all, those that need masking
+    kv_rows: int  # rows of K (and of V) that are loaded; the last tile's missing rows are not
+    kept: int  # (q, kv) pairs that the mask keeps
 
     @property
     def visited(self) -> int:
