@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import jinja2
 import pytest
-
 from codegen_plans import SM80_PLANS, plan_id, sm80_plan
+
 from flashgen.codegen import render, render_standalone
 from flashgen.codegen.environment import environment
 from flashgen.errors import BuildError

@@ -92,7 +92,7 @@ def test_plain_integers_print_and_text_does_not() -> None:
 
 
 def agreement(index: int, expression: sympy.Basic) -> str:
-    """C++ that compiles only if the printed expression equals the mathematics on a grid of signs and sizes."""
+    """C++ that compiles only if the printed expression equals the mathematics on a grid around zero."""
     grid = itertools.product(range(-7, 8), range(-5, 6))
     exact = [expression.xreplace({Q: sympy.Integer(q), N: sympy.Integer(n)}) for q, n in grid]
     expected = ", ".join(str(int(bool(x)) if x in (True, False) else int(x)) for x in exact)

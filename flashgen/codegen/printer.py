@@ -1,8 +1,8 @@
 """sympy integer and boolean expressions -> CUDA C++, exact on ``int``.
 
 Python's arithmetic differs from C's where operands are negative: ``//`` and ``%`` floor in Python and
-truncate in C. They are printed as `floor_div` and `floor_mod` of ``templates/device/integer.cuh``. What has no
-exact integer form (a fraction, a float, an unknown function) is refused: nothing becomes a double.
+truncate in C. They are printed as `floor_div` and `floor_mod` of ``templates/device/integer.cuh``. What has
+no exact integer form (a fraction, a float, an unknown function) is refused: nothing becomes a double.
 """
 
 from __future__ import annotations
