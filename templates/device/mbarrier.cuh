@@ -23,7 +23,7 @@ struct Barrier {
   __device__ __forceinline__ void arrive_remote(uint32_t rank) {
     asm volatile(
         "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-        " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(this)),
+        " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(this)),
         "r"(rank)
         : "memory");
   }

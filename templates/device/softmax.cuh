@@ -42,25 +42,33 @@ struct OnlineSoftmax {
   template <typename Mask, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], float scale_log2, float (&correction)[2],
                                          Mask) {
+    float m[2] = {maximum[0], maximum[1]};
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) m[r] = fmaxf(m[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+    }
+    float reference[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float m = maximum[r];
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) { m = fmaxf(m, fmaxf(s[j][2 * r], s[j][2 * r + 1])); }
-      m = quad_max(m);
+      m[r] = quad_max(m[r]);
       // A row with no kept key yet has maximum -inf; relative to 0 its exponentials are 0 instead of NaN.
-      const float reference = Mask::value && m == negative_infinity() ? 0.0f : m * scale_log2;
-      correction[r] = exp2_approx(maximum[r] * scale_log2 - reference);
-      maximum[r] = m;
-      sum[r] *= correction[r];
+      reference[r] = Mask::value && m[r] == negative_infinity() ? 0.0f : m[r] * scale_log2;
+      correction[r] = exp2_approx(fmaf(maximum[r], scale_log2, -reference[r]));
+      maximum[r] = m[r];
+    }
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
+    for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          s[j][e] = exp2_approx(fmaf(s[j][e], scale_log2, -reference));
-          sum[r] += s[j][e];
-        }
-      }
+      for (int e = 0; e < 4; ++e) s[j][e] = exp2_approx(fmaf(s[j][e], scale_log2, -reference[e / 2]));
+    }
+    // Summed in pairs and after the exponentials: a chain of additions as long as the row would wait for each of them.
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float added = s[0][2 * r] + s[0][2 * r + 1];
+#pragma unroll
+      for (int j = 1; j < kTiles; ++j) added += s[j][2 * r] + s[j][2 * r + 1];
+      sum[r] = fmaf(sum[r], correction[r], added);
     }
   }
 
