@@ -1,0 +1,235 @@
+"""Compiling without a GPU: the resource report, the compiler's errors, every spec for every target."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import pytest
+from attention_cases import Case
+
+from flashgen.arch import ARCHS, arch
+from flashgen.build import PlanMismatchWarning, Resources, build, compile_source, mismatches, nvrtc
+from flashgen.build.nvrtc import diagnostics
+from flashgen.build.resources import parse_log
+from flashgen.codegen import Source
+from flashgen.errors import BuildError, Location
+from flashgen.plan import KernelPlan, solve
+from flashgen.spec import load_spec
+
+SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
+BUILDS = [
+    pytest.param(path, target, id=f"{path.stem}-{target}")
+    for path in SPECS
+    for spec in [load_spec(path)]
+    for target in (ARCHS if spec.target == "auto" else [spec.target])
+]
+
+# As NVRTC 13.0 wrote them.
+LOG = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'kern2' for 'sm_90a'
+ptxas info    : Function properties for kern2
+ptxas         .     400 bytes stack frame, 436 bytes spill stores, 520 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 400 bytes cumulative stack size
+ptxas info    : Compile time = 31.223 ms
+ptxas info    : Compiling entry function 'kern' for 'sm_90a'
+ptxas info    : Function properties for kern
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 39 registers, used 1 barriers, 4096 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compile time = 77.014 ms
+"""
+LOG_SETMAXNREG = """\
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'k' for 'sm_90a'
+ptxas info    : Function properties for k
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 4 registers, used 0 barriers
+"""
+LOG_WGMMA = LOG_SETMAXNREG.replace("C7508", "C7510").replace(
+    "'setmaxnreg' ignored; unable to determine register count at entry.",
+    "wgmma.mma_async instructions are serialized due to insufficient register resources for the wgmma pipeline in "
+    "function 'k'",
+)
+LOG_ERRORS = """\
+kern.cu(7): error: identifier "flot" is undefined
+      flot s=0;
+      ^
+
+tile.cuh(3): error #20: expected a ";"
+    int x = y
+             ^
+
+kern.cu(1): catastrophic error: could not open source file "nothing.h" (no directories in search list)
+  #include <nothing.h>
+                      ^
+
+3 errors detected in the compilation of "kern.cu".
+"""
+
+
+def test_report_is_that_of_the_kernel_and_spills_are_those_of_all() -> None:
+    resources = parse_log(LOG, "kern", dynamic_smem=1000, compile_s=0.5)
+    assert resources == Resources(
+        registers=39, spill_bytes=436 + 520, stack_bytes=400, smem_bytes=4096 + 1000, compile_s=0.5
+    )
+
+
+def test_log_without_the_kernel_is_an_error() -> None:
+    with pytest.raises(BuildError, match="does not report on an entry function 'other'"):
+        parse_log(LOG, "other", dynamic_smem=0, compile_s=0)
+
+
+@pytest.mark.parametrize(("log", "code"), [(LOG_SETMAXNREG, "C7508"), (LOG_WGMMA, "C7510")])
+def test_what_ptxas_gives_up_on_is_an_error(log: str, code: str) -> None:
+    with pytest.raises(BuildError, match=code):
+        parse_log(log, "k", dynamic_smem=0, compile_s=0)
+
+
+def test_errors_are_found_at_their_lines() -> None:
+    problems = list(diagnostics(LOG_ERRORS))
+    assert [(problem.location, problem.message, problem.hint) for problem in problems] == [
+        (Location("kern.cu", 7, 5), 'identifier "flot" is undefined', "flot s=0;"),
+        (Location("tile.cuh", 3, 12), 'expected a ";"', "int x = y"),
+        (
+            Location("kern.cu", 1, 21),
+            'could not open source file "nothing.h" (no directories in search list)',
+            "#include <nothing.h>",
+        ),
+    ]
+
+
+# -- against the plan --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan() -> KernelPlan:
+    return solve(Case(mask="causal", seqlen_q=1024, seqlen_kv=1024).spec(), arch("sm_80"))
+
+
+def test_kernel_that_keeps_its_plan_has_no_mismatch(plan: KernelPlan) -> None:
+    assert mismatches(plan, Resources(plan.registers, 0, 0, plan.smem_bytes)) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spill_bytes": 8}, "8 bytes of registers spill"),
+        ({"stack_bytes": 64}, "64 bytes of stack"),
+        ({"smem_bytes": 999_999}, "999,999 B of shared memory; the plan says"),
+        ({"registers": 2048}, "0 blocks of"),
+    ],
+)
+def test_each_broken_promise_is_named(plan: KernelPlan, changes: dict[str, int], message: str) -> None:
+    kept = Resources(plan.registers, 0, 0, plan.smem_bytes)
+    (problem,) = mismatches(plan, replace(kept, **changes))
+    assert message in problem.message and plan.kernel in problem.message
+
+
+@pytest.mark.compiler
+def test_mismatch_warns_users_and_fails_tests(plan: KernelPlan) -> None:
+    greedy = replace(plan, blocks_per_sm=100)
+    with pytest.warns(PlanMismatchWarning, match="the plan says 100"):
+        cubin = build(greedy)
+    assert cubin.binary.startswith(b"\x7fELF")
+    with pytest.raises(BuildError, match="the plan says 100"):
+        build(greedy, on_mismatch="raise")
+
+
+# -- the compiler ------------------------------------------------------------------------------------------
+
+GOOD = Source(
+    "copy",
+    '#include "size.cuh"\nextern "C" __global__ void copy(float *p) { p[threadIdx.x] = p[kSize]; }\n',
+    {"size.cuh": "#pragma once\nconstexpr int kSize = 4;\n"},
+)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("target", ARCHS)
+def test_every_target_compiles_without_a_gpu(target: str) -> None:
+    cubin = compile_source(GOOD, target, dynamic_smem=100)
+    assert cubin.binary.startswith(b"\x7fELF") and cubin.path is None
+    assert 0 < cubin.resources.registers < 32 and cubin.resources.smem_bytes == 100
+    assert cubin.manifest["target"] == target and f"-arch={target}" in cubin.manifest["options"]
+
+
+@pytest.mark.compiler
+def test_compile_errors_name_line_and_column() -> None:
+    bad = Source("copy", GOOD.text.replace("kSize", "kSpeed"), GOOD.headers)
+    with pytest.raises(BuildError) as error:
+        compile_source(bad, "sm_90a")
+    (problem,) = error.value.problems
+    column = bad.text.splitlines()[1].index("kSpeed") + 1
+    assert problem.location == Location("copy.cu", 2, column)
+    assert 'identifier "kSpeed" is undefined' in problem.message
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
+@pytest.mark.compiler
+def test_errors_in_headers_name_the_header() -> None:
+    bad = Source("copy", GOOD.text, {"size.cuh": "constexpr int kSize = four;\n"})
+    with pytest.raises(BuildError, match=r"size\.cuh:1:23: identifier \"four\" is undefined"):
+        compile_source(bad, "sm_90a")
+
+
+@pytest.mark.compiler
+def test_errors_of_the_assembler_are_reported() -> None:
+    bad = Source("copy", GOOD.text.replace("{ p", '{ asm volatile("foo.bar;"); p'), GOOD.headers)
+    with pytest.raises(BuildError, match="ptxas: Not a name of any known instruction: 'foo'"):
+        compile_source(bad, "sm_90a")
+
+
+@pytest.mark.compiler
+def test_more_shared_memory_than_there_is_is_an_error() -> None:
+    text = 'extern "C" __global__ void copy(float *p) { __shared__ float s[99999]; s[threadIdx.x] = *p; __syncthreads(); *p = s[0]; }'
+    with pytest.raises(BuildError, match="too much shared data"):
+        compile_source(Source("copy", text, {}), "sm_90a")
+
+
+@pytest.mark.compiler
+def test_toolkit_headers_are_searched_only_when_needed() -> None:
+    assert not any("include" in option for option in nvrtc.options(GOOD, "sm_90a"))
+    needs = Source("copy", "#include <cuda_bf16.h>\n" + GOOD.text, GOOD.headers)
+    assert any("include" in option for option in nvrtc.options(needs, "sm_90a"))
+    assert compile_source(needs, "sm_90a").resources.spill_bytes == 0
+
+
+@pytest.mark.compiler
+def test_cold_build_takes_seconds_and_a_warm_one_no_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLASHGEN_CACHE_DIR", str(tmp_path / "cache"))
+    plan = solve(Case(mask="causal", head_dim_qk=128, head_dim_v=128).spec(), arch("sm_80"))
+    started = time.perf_counter()
+    cold = build(plan)
+    assert time.perf_counter() - started < 5
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        warm = build(plan)
+        times.append(time.perf_counter() - started)
+    assert warm.binary == cold.binary and warm.path == cold.path
+    assert median(times) < 0.1
+
+
+@pytest.mark.compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "target"), BUILDS)
+def test_every_spec_builds_as_planned(path: Path, target: str) -> None:
+    plan = solve(load_spec(path), arch(target))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlanMismatchWarning)
+        cubin = build(plan, on_mismatch="raise")
+    assert cubin.resources.spill_bytes == 0 and cubin.resources.stack_bytes == 0
+    assert cubin.resources.smem_bytes == plan.smem_bytes <= arch(target).smem_per_block
+    assert cubin.resources.registers <= arch(target).max_registers_per_thread
+    # The dynamic part is not in the compiler's report; the source holds sizeof against this number instead.
+    assert (
+        str(plan.smem_bytes) in cubin.source.text
+        and "static_assert(sizeof(SharedStorage)" in cubin.source.text
+    )

@@ -1,0 +1,174 @@
+"""The interpreter against float64, over head dims, GQA, masks, ragged lengths and layouts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import sympy
+import torch
+from attention_cases import CASES, LAYOUTS, MASKS, Case, assert_exact
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashgen.arch import arch
+from flashgen.errors import LaunchError
+from flashgen.plan import KernelPlan, Sm90Schedule, solve
+from flashgen.runtime import interpret, interpreter, reference, same_precision, tolerance
+from flashgen.runtime.reference import evaluate
+from flashgen.spec import parse_spec
+from flashgen.spec.bounds import KV, Q, RowBounds
+
+
+@lru_cache(maxsize=512)
+def _solved(text: str) -> KernelPlan:
+    return solve(parse_spec(text), arch("sm_80"))
+
+
+def plan_of(case: Case, **changes: Any) -> KernelPlan:
+    """Small tiles make many of them out of short lengths; the arithmetic does not care whether they fit a chip."""
+    return replace(_solved(replace(case, batch=1, seqlen_q=256, seqlen_kv=256).text()), **changes)
+
+
+@settings(max_examples=120, deadline=None)
+@given(case=CASES, tile_q=st.sampled_from((16, 64, 128)), tile_kv=st.sampled_from((16, 48, 64, 128)))
+def test_error_is_at_most_twice_the_textbooks(case: Case, tile_q: int, tile_kv: int) -> None:
+    q, k, v = case.tensors()
+    o, lse = interpret(plan_of(case, tile_q=tile_q, tile_kv=tile_kv), q, k, v)
+    assert_exact(case, o, lse, q, k, v)
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("align", ["bottom_right", "top_left"])
+def test_more_queries_than_keys(mask: Any, align: str) -> None:
+    """Aligned at the end, the first rows of a causal mask have no key at all."""
+    case = Case(mask=mask, align=align, seqlen_q=70, seqlen_kv=20, heads_kv=2, group=2)
+    q, k, v = case.tensors()
+    o, lse = interpret(plan_of(case, tile_q=16, tile_kv=16), q, k, v)
+    assert_exact(case, o, lse, q, k, v)
+    if mask == "causal" and align == "bottom_right":
+        assert torch.all(lse[:, :, :50] == -torch.inf) and not o[:, :50].any()
+
+
+@pytest.mark.parametrize(
+    ("seqlen_q", "seqlen_kv", "batch"), [(0, 5, 1), (5, 0, 1), (5, 5, 0), (0, 0, 1), (1, 1, 1)]
+)
+def test_lengths_of_zero_and_one(seqlen_q: int, seqlen_kv: int, batch: int) -> None:
+    case = Case(mask="causal", seqlen_q=seqlen_q, seqlen_kv=seqlen_kv, batch=batch)
+    q, k, v = case.tensors()
+    o, lse = interpret(plan_of(replace(case, batch=1)), q, k, v)
+    assert o.shape == (batch, seqlen_q, 1, 64) and lse.shape == (batch, 1, seqlen_q)
+    if seqlen_kv == 0:
+        assert not o.any() and torch.all(lse == -torch.inf)
+    if seqlen_q == seqlen_kv == 1:
+        assert torch.equal(o, v)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "expanded"])
+def test_strides_change_nothing(layout: str) -> None:
+    case = Case(mask="causal", heads_kv=2, group=2, seqlen_q=40, seqlen_kv=50, layout=layout)
+    plan = plan_of(case, tile_q=16, tile_kv=16)
+    assert torch.equal(interpret(plan, *case.tensors())[0], interpret(plan, *case.contiguous().tensors())[0])
+
+
+def test_families_share_the_arithmetic() -> None:
+    case = Case(mask="causal", seqlen_q=100, seqlen_kv=100)
+    plan = plan_of(case, tile_q=64, tile_kv=64)
+    hopper = replace(plan, family="sm90", target="sm_90a", schedule=Sm90Schedule())
+    assert torch.equal(interpret(plan, *case.tensors())[0], interpret(hopper, *case.tensors())[0])
+
+
+def test_scale_of_a_call_overrides_the_plans() -> None:
+    case = Case(mask="causal")
+    q, k, v = case.tensors()
+    o, lse = interpret(plan_of(case), q, k, v, scale=0.7)
+    expected, expected_lse = reference(case.spec(), q, k, v, scale=0.7)
+    assert (o.double() - expected).abs().max() <= tolerance(
+        expected, same_precision(case.spec(), q, k, v, scale=0.7)
+    )
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_scale_must_be_positive_and_finite(scale: float) -> None:
+    case = Case()
+    with pytest.raises(LaunchError, match="scale must be positive"):
+        interpret(plan_of(case), *case.tensors(), scale=scale)
+
+
+# -- the interpreter can tell wrong plans from right ones --------------------------------------------------
+
+
+def _fails(case: Case, plan: KernelPlan) -> bool:
+    q, k, v = case.tensors()
+    try:
+        assert_exact(case, *interpret(plan, q, k, v), q, k, v)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "bounds", [RowBounds(None, Q + 1), RowBounds(None, Q - 1), RowBounds(sympy.Integer(1), Q)]
+)
+def test_bounds_off_by_one_key_show(bounds: RowBounds) -> None:
+    case = Case(mask="causal", seqlen_q=40, seqlen_kv=40)
+    plan = plan_of(case, tile_q=16, tile_kv=16)
+    assert not _fails(case, plan)
+    assert _fails(case, replace(plan, mask=replace(plan.mask, bounds=bounds)))
+
+
+def test_a_tile_left_unmasked_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Case(seqlen_q=40, seqlen_kv=40)  # 40 keys in tiles of 16: the last tile's padding must be masked
+    causal = replace(full, mask="causal")
+    monkeypatch.setattr(interpreter, "needs_mask", lambda *_: False)
+    for case in (full, causal):
+        assert _fails(case, plan_of(case, tile_q=16, tile_kv=16))
+
+
+def test_a_tile_left_out_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(seqlen_q=40, seqlen_kv=40)
+    visited = interpreter.visited
+    monkeypatch.setattr(interpreter, "visited", lambda *arguments: visited(*arguments)[1:])
+    assert _fails(case, plan_of(case, tile_q=16, tile_kv=16))
+
+
+# -- the reference -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_reference_agrees_with_torch(causal: bool) -> None:
+    case = Case(mask="causal" if causal else "full", heads_kv=2, group=3, batch=2, seqlen_q=90, seqlen_kv=90)
+    q, k, v = case.tensors()
+    heads_first = (tensor.double().transpose(1, 2) for tensor in (q, k, v))
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *heads_first, is_causal=causal, enable_gqa=True
+    )
+    torch.testing.assert_close(reference(case.spec(), q, k, v)[0], expected.transpose(1, 2))
+
+
+def test_conditions_are_evaluated_exactly() -> None:
+    q, kv = torch.arange(40)[:, None], torch.arange(30)[None, :]
+    values = {"q": q, "kv": kv}
+    condition = sympy.Or(
+        sympy.And(KV <= Q, sympy.Eq(sympy.floor(Q / 8), sympy.floor(KV / 8))),
+        sympy.Not(sympy.Or(sympy.Mod(Q, 3) > 0, sympy.Abs(Q - KV) >= sympy.Max(2, sympy.Min(KV, 5)))),
+    )
+    expected = torch.tensor(
+        [
+            [
+                (b <= a and a // 8 == b // 8) or not (a % 3 > 0 or abs(a - b) >= max(2, min(b, 5)))
+                for b in range(30)
+            ]
+            for a in range(40)
+        ]
+    )
+    assert torch.equal(evaluate(condition, values).expand(40, 30), expected)
+
+
+def test_what_is_not_listed_is_refused() -> None:
+    with pytest.raises(TypeError, match="sin"):
+        evaluate(sympy.sin(Q) < KV, {"q": torch.arange(3), "kv": torch.arange(3)})
