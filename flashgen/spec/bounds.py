@@ -9,11 +9,11 @@ them by solving the condition's inequalities for `kv`, over the integers, exactl
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import lru_cache
+from typing import Any
 
 import sympy
 from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Max, Min, Ne, Not, Or, S
@@ -225,7 +225,7 @@ def _evaluator(expr: Expr) -> Callable[[_Values], _Number]:
         return lambda values: fraction
     if isinstance(expr, sympy.Symbol):
         return lambda values: values[expr]
-    parts = [_evaluator(arg) for arg in expr.args]
+    parts: list[Callable[[_Values], Any]] = [_evaluator(arg) for arg in expr.args]
     match expr:
         case sympy.floor():
             return lambda values: math.floor(parts[0](values))
@@ -236,7 +236,7 @@ def _evaluator(expr: Expr) -> Callable[[_Values], _Number]:
         case sympy.Add():
             return lambda values: sum(part(values) for part in parts)
         case sympy.Mul():
-            return lambda values: reduce(operator.mul, [part(values) for part in parts])
+            return lambda values: math.prod(part(values) for part in parts)
         case Max():
             return lambda values: max(part(values) for part in parts)
         case Min():

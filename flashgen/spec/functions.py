@@ -9,8 +9,8 @@ from sympy import Expr, S
 class modulo(sympy.Function):  # type: ignore[misc]
     """``a % b`` with the sign of b, as in Python.
 
-    Not `sympy.Mod`: up to 1.14 at least that rewrites products wrongly, so that Mod(6*Mod(x, 9), 8) becomes
-    2*Mod(3*Mod(x, 9)**2, 4).
+    Not `sympy.Mod`, which rewrites products wrongly, up to 1.14 at least: Mod(2*Mod(x, 3), 3) becomes
+    2*Mod(x, 3), which is 4 at x = 2.
     """
 
     nargs = 2

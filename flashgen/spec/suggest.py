@@ -15,11 +15,17 @@ def quoted(word: str) -> str:
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that resembles this one, if any does."""
+    if len(word) > _LONGEST:
+        return None
+    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str], allowed: Iterable[str] = ()) -> str:
     """``did you mean 'head_dim'? allowed: heads, head_dim``, less the half for which there is nothing."""
-    searched = list(known) if len(word) <= _LONGEST else []
-    close = difflib.get_close_matches(word.lower(), searched, n=1, cutoff=0.6)
-    parts = [f"did you mean '{close[0]}'?"] if close else []
+    close = closest(word, known)
+    parts = [f"did you mean '{close}'?"] if close else []
     listed = ", ".join(allowed)
     if listed:
         parts.append(f"allowed: {listed}")
