@@ -56,7 +56,8 @@ class _Composer(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             self._refuse("anchors and aliases (&name, *name) are not part of the language", event)
         if event.tag is not None:
-            self._refuse(f"tags such as {quoted(event.tag.replace(_TAG, '!!'))} are not part of the language", event)
+            tag = quoted(event.tag.replace(_TAG, "!!"))
+            self._refuse(f"tags such as {tag} are not part of the language", event)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             self._refuse(f"nested deeper than {MAX_DEPTH} levels", event)
@@ -105,6 +106,11 @@ class Document:
         return Location(self.filename, self.text.count("\n", 0, at) + 1, at - start + 1)
 
 
+def too_large() -> str:
+    """What to say of a file beyond `MAX_BYTES`."""
+    return f"the spec is larger than {MAX_BYTES // 1024} KiB"
+
+
 def read_document(text: str, filename: str) -> Document:
     """Parse YAML.
 
@@ -116,7 +122,7 @@ def read_document(text: str, filename: str) -> Document:
     """
     start = Location(filename, 1, 1)
     if len(text) > MAX_BYTES:
-        raise SpecError(f"the spec is larger than {MAX_BYTES // 1024} KiB", location=start)
+        raise SpecError(too_large(), location=start)
     document = Document(filename, text)
     try:
         node = _Composer(text).get_single_node()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flashgen.errors import Location, Problem, SpecError
-from flashgen.spec.document import MAX_BYTES, read_document, write_document
+from flashgen.spec.document import MAX_BYTES, read_document, too_large, write_document
 from flashgen.spec.model import LANGUAGE, AttentionSpec, _Places
 from flashgen.spec.problems import problems_of
 from flashgen.spec.suggest import did_you_mean
@@ -34,6 +34,8 @@ def load_spec(path: str | PathLike[str]) -> AttentionSpec:
         raise SpecError(f"{filename}: no such file", hint=did_you_mean(filename, nearby) or None) from None
     except (OSError, ValueError) as error:
         raise SpecError(f"{filename}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(content) > MAX_BYTES:
+        raise SpecError(too_large(), location=Location(filename, 1, 1))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

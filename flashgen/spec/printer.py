@@ -1,0 +1,107 @@
+"""sympy -> text of the expression language: what `parse_expression` reads back to an equal tree."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import sympy
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
+
+from flashgen.errors import SpecError
+
+
+def to_text(expr: sympy.Basic) -> str:
+    """Print an expression in the language it is written in.
+
+    Raises:
+        SpecError: it holds a function that the language does not have.
+    """
+    return str(_TextPrinter().doprint(expr))
+
+
+class _TextPrinter(StrPrinter):  # type: ignore[misc]
+    def emptyPrinter(self, expr: Any) -> NoReturn:
+        raise SpecError(f"'{type(expr).__name__}' cannot be written in the expression language")
+
+    def _print_Function(self, expr: sympy.Function) -> NoReturn:
+        self.emptyPrinter(expr)
+
+    def _call(self, name: str, *args: sympy.Basic) -> str:
+        return f"{name}({', '.join(self._print(arg) for arg in args)})"
+
+    def _infix(self, symbol: str, args: tuple[sympy.Basic, ...], name: str) -> str:
+        return f" {symbol} ".join(self.parenthesize(arg, PRECEDENCE[name]) for arg in args)
+
+    # -- conditions
+
+    def _print_BooleanTrue(self, expr: sympy.Basic) -> str:
+        return "true"
+
+    def _print_BooleanFalse(self, expr: sympy.Basic) -> str:
+        return "false"
+
+    def _print_And(self, expr: sympy.And) -> str:
+        return self._infix("and", tuple(sympy.ordered(expr.args)), "And")
+
+    def _print_Or(self, expr: sympy.Or) -> str:
+        return self._infix("or", tuple(sympy.ordered(expr.args)), "Or")
+
+    def _print_Not(self, expr: sympy.Not) -> str:
+        return f"not ({self._print(expr.args[0])})"
+
+    def _print_ITE(self, expr: sympy.ITE) -> str:
+        return self._call("where", *expr.args)
+
+    def _print_Relational(self, expr: sympy.Rel) -> str:
+        return self._infix(expr.rel_op, (expr.lhs, expr.rhs), "Relational")
+
+    # -- integers
+
+    def _print_floor(self, expr: sympy.floor) -> str:
+        numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
+        # in brackets, since sympy takes a function to bind tighter than any operator
+        return f"({self.parenthesize(numerator, PRECEDENCE['Mul'])} // {self._factor(denominator)})"
+
+    def _print_modulo(self, expr: sympy.Function) -> str:
+        a, b = expr.args
+        return f"({self.parenthesize(a, PRECEDENCE['Mul'])} % {self._factor(b)})"
+
+    def _print_Mod(self, expr: sympy.Mod) -> str:
+        return self._print_modulo(expr)
+
+    def _factor(self, expr: sympy.Expr) -> str:
+        return str(self.parenthesize(expr, PRECEDENCE["Mul"], strict=False))
+
+    # -- functions
+
+    def _print_Max(self, expr: sympy.Max) -> str:
+        return self._call("max", *sympy.ordered(expr.args))
+
+    def _print_Min(self, expr: sympy.Min) -> str:
+        return self._call("min", *sympy.ordered(expr.args))
+
+    def _print_Abs(self, expr: sympy.Abs) -> str:
+        return self._call("abs", *expr.args)
+
+    def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
+        (*chosen, (otherwise, _)) = expr.args
+        text = self._print(otherwise)
+        for value, test in reversed(chosen):
+            text = f"where({self._print(test)}, {self._print(value)}, {text})"
+        return str(text)
+
+    def _print_Exp1(self, expr: sympy.Expr) -> str:
+        return "exp(1)"
+
+    def _print_exp(self, expr: sympy.exp) -> str:
+        return self._call("exp", *expr.args)
+
+    def _print_log(self, expr: sympy.log) -> str:
+        return self._call("log", *expr.args)
+
+    def _print_tanh(self, expr: sympy.tanh) -> str:
+        return self._call("tanh", *expr.args)
+
+    def _print_sigmoid(self, expr: sympy.Function) -> str:
+        return self._call("sigmoid", *expr.args)
