@@ -1,4 +1,4 @@
-"""Random attention problems, shared by the interpreter's tests and the GPU's: a spec, shapes, layouts, and a seed."""
+"""Random attention problems for the interpreter's tests and the GPU's: spec, shapes, layouts, and a seed."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ CASES = st.builds(
 
 
 def assert_exact(case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Hold an output against float64: the error at most twice the same-precision textbook's, lse to fp32 precision."""
+    """Error against float64 at most twice the same-precision textbook's; lse to fp32 precision."""
     spec = case.spec()
     expected, expected_lse = reference(spec, q, k, v)
     assert o.shape == expected.shape and o.dtype == q.dtype

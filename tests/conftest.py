@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: workers that each start a thread per core spend their time waiting for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @cache

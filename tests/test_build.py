@@ -43,7 +43,7 @@ ptxas info    : Used 39 registers, used 1 barriers, 4096 bytes smem, 400 bytes c
 ptxas info    : Compile time = 77.014 ms
 """
 LOG_SETMAXNREG = """\
-ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count.
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'k' for 'sm_90a'
 ptxas info    : Function properties for k
@@ -51,9 +51,9 @@ ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loa
 ptxas info    : Used 4 registers, used 0 barriers
 """
 LOG_WGMMA = LOG_SETMAXNREG.replace("C7508", "C7510").replace(
-    "'setmaxnreg' ignored; unable to determine register count at entry.",
-    "wgmma.mma_async instructions are serialized due to insufficient register resources for the wgmma pipeline in "
-    "function 'k'",
+    "'setmaxnreg' ignored; unable to determine register count.",
+    "wgmma.mma_async instructions are serialized due to insufficient register resources for the wgmma "
+    "pipeline in function 'k'",
 )
 LOG_ERRORS = """\
 kern.cu(7): error: identifier "flot" is undefined
@@ -186,7 +186,8 @@ def test_errors_of_the_assembler_are_reported() -> None:
 
 @pytest.mark.compiler
 def test_more_shared_memory_than_there_is_is_an_error() -> None:
-    text = 'extern "C" __global__ void copy(float *p) { __shared__ float s[99999]; s[threadIdx.x] = *p; __syncthreads(); *p = s[0]; }'
+    body = "__shared__ float s[99999]; s[threadIdx.x] = *p; __syncthreads(); *p = s[0];"
+    text = f'extern "C" __global__ void copy(float *p) {{ {body} }}'
     with pytest.raises(BuildError, match="too much shared data"):
         compile_source(Source("copy", text, {}), "sm_90a")
 

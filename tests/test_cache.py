@@ -1,4 +1,4 @@
-"""The disk cache: what the key covers, publishing by several processes, damage, and who may write to the folder."""
+"""The disk cache: what the key covers, several processes at once, damage, and who may write to it."""
 
 from __future__ import annotations
 

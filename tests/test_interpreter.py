@@ -29,7 +29,7 @@ def _solved(text: str) -> KernelPlan:
 
 
 def plan_of(case: Case, **changes: Any) -> KernelPlan:
-    """Small tiles make many of them out of short lengths; the arithmetic does not care whether they fit a chip."""
+    """Small tiles make many of them out of short lengths; whether they fit a chip is all the same here."""
     return replace(_solved(replace(case, batch=1, seqlen_q=256, seqlen_kv=256).text()), **changes)
 
 

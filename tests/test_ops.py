@@ -276,5 +276,6 @@ def test_importing_flashgen_imports_neither_torch_nor_cupy() -> None:
     import subprocess
     import sys
 
-    code = "import sys, flashgen; flashgen.__version__; dir(flashgen); assert not {'torch', 'cupy'} & set(sys.modules)"
+    loaded = "{'torch', 'cupy'} & set(sys.modules)"
+    code = f"import sys, flashgen; flashgen.__version__; dir(flashgen); assert not {loaded}"
     subprocess.run([sys.executable, "-c", code], check=True)

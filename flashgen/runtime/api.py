@@ -131,19 +131,17 @@ class ShapedAttention:
         batch: int,
         seqlens: tuple[int, int],
     ) -> AttentionSpec:
-        return AttentionSpec.model_validate(
-            {
-                "flashgen": 1,
-                "name": "attention",
-                "attention": {
-                    "heads": {"q": max(heads[0], 1), "kv": max(heads[1], 1)},
-                    "head_dim": {"qk": head_dims[0], "v": head_dims[1]},
-                    "dtype": _DTYPE_NAMES[dtype],
-                    "mask": self._mask,
-                },
-                "workload": {"batch": batch, "seqlen": {"q": seqlens[0], "kv": seqlens[1]}},
-            }
-        )
+        # The language's short forms, so that what is wrong is told in its words.
+        parts: dict[str, Any] = {
+            "attention": {
+                "heads": {"q": max(heads[0], 1), "kv": max(heads[1], 1)},
+                "head_dim": {"qk": head_dims[0], "v": head_dims[1]},
+                "dtype": _DTYPE_NAMES[dtype],
+                "mask": self._mask,
+            },
+            "workload": {"batch": batch, "seqlen": {"q": seqlens[0], "kv": seqlens[1]}},
+        }
+        return AttentionSpec(name="attention", **parts)
 
 
 def _shaped(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttention:
