@@ -10,8 +10,9 @@ the work inside the command, so that ``flashgen --help`` answers at once.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -41,6 +42,7 @@ class Root(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in arguments  # wherever it stands, and also where the rest does not parse
         extra.pop("standalone_mode", None)
+        warnings.showwarning = _show_warning
         try:
             code = super().main(
                 [argument for argument in arguments if argument != "--debug"],
@@ -83,6 +85,21 @@ def _report(error: Exception) -> int:
         "    this is a bug in flashgen; --debug shows where"
     )
     return 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """flashgen's own warnings are for its users, who did not write the line that issued them."""
+    if category.__module__.startswith("flashgen."):
+        click.echo(click.style("warning:", fg="yellow", bold=True) + f" {message}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
 def _print(text: str) -> None:

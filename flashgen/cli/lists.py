@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from flashgen.cli.arguments import gallery, json_option
@@ -14,7 +16,7 @@ def specs(as_json: bool) -> None:
     """List the gallery of specs."""
     from flashgen.spec import load_spec
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in gallery().values():
         spec = load_spec(path)
         attention = spec.attention

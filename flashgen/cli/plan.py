@@ -131,7 +131,9 @@ def _bytes(io: IoModel) -> Table:
     for name, entry in io.to_dict().items():
         if isinstance(entry, dict):
             table.add_row(titles[name], size(entry["bytes"]), str(entry["expression"]))
-    table.add_row("M, d^2", "", f"{io.sram_elements:,} elements on chip, {io.crossover_elements:,}")
+    table.add_row(
+        "", "", f"M = {io.sram_elements:,} elements of shared memory, d^2 = {io.crossover_elements:,}"
+    )
     return table
 
 

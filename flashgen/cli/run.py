@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flashgen.plan import Workload
 
 # What the interpreter and a float64 reference do in a few seconds on two cores.
-CPU_FLOPS = 2e9
+CPU_FLOPS = 1e10
 
 
 @dataclass(frozen=True)
