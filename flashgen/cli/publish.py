@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
 
 MANIFEST = "manifest.json"
+_SUFFIXES = (".cu", ".cuh", ".cubin")
 _DIFF_LINES = 12  # of each differing file: enough to recognise the change, not to review it
 
 
@@ -57,7 +58,7 @@ def write(cubin: Cubin, folder: Path, extra: Mapping[str, Any]) -> None:
     write_artifact(stable(cubin), folder, extra)
     written = json.loads((folder / MANIFEST).read_bytes())["files"]
     for name in before.get("files", {}):
-        if name not in written and Path(name).name == name:
+        if name not in written and Path(name).name == name and Path(name).suffix in _SUFFIXES:
             (folder / name).unlink(missing_ok=True)
 
 
