@@ -10,6 +10,7 @@ from flashgen.arch import Arch
 from flashgen.errors import Location, PlanError, Problem
 from flashgen.plan.constraints import (
     FAMILIES,
+    MMA_DEPTH,
     TILE_KV,
     UNKNOWNS,
     Limit,
@@ -64,7 +65,7 @@ def _binding(best: Tiling, workload: Workload, given: Given, arch: Arch) -> str:
         return f"given: tile_kv = {given.kv}"
     family = FAMILIES[best.family]
     most, limit = largest(family, TILE_KV, best.values(workload.head_dim_qk, workload.head_dim_v, arch))
-    if limit is not None and best.tile_kv + TILE_KV_STEP > most:
+    if limit is not None and best.tile_kv + TILE_KV_STEP[best.family] > most:
         return f"{limit.name}: tile_kv <= {int(most)}"
     if limit is None:
         return "predicted time"
@@ -149,7 +150,7 @@ def _hint(use: Usage, tiling: Tiling, workload: Workload, arch: Arch) -> str | N
     values = tiling.values(workload.head_dim_qk, workload.head_dim_v, arch)
     most, _ = largest(FAMILIES[tiling.family], TILE_KV, values)
     beside = f"tile_q={tiling.tile_q}, stages={tiling.stages}, warps={tiling.warps}"
-    fitting = int(most) // TILE_KV_STEP * TILE_KV_STEP if most > 0 else 0
+    fitting = int(max(most, 0)) // MMA_DEPTH * MMA_DEPTH
     if fitting <= 0:
         return f"no tile_kv fits beside {beside}: lower those, or leave them to the solver"
     return f"the largest tile_kv that fits beside {beside} is {fitting}"

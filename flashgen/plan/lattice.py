@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # Families whose templates exist, the preferred first; an arch takes the first whose features it has.
 AVAILABLE_FAMILIES: tuple[Literal["sm80", "sm90"], ...] = ("sm80",)
 
-TILE_KV_STEP = 16
+# An odd number of 16-key blocks is legal on sm80, but costs it some 20 registers (NVRTC 13.0): it pairs them.
+TILE_KV_STEP: Mapping[str, int] = MappingProxyType({"sm80": 32, "sm90": 16})
 TILE_KV_MAX = 256
 # (tile_q, warps): one or two m16 fragments of rows in each warp; more spill. From 16 warps on, a thread has
 # at most 128 registers; below 4, a scheduler has nothing to do.
@@ -110,7 +111,8 @@ def _schedule_problems(asked: Mapping[str, Any], family: Family, spec: Attention
 
 def lattice(family: Family, workload: Workload, given: Given) -> Iterator[Tiling]:
     """Every point, legal or not, in a fixed order; what the user gave is kept as it is."""
-    axis = (given.kv,) if given.kv is not None else range(TILE_KV_STEP, TILE_KV_MAX + 1, TILE_KV_STEP)
+    step = TILE_KV_STEP[family.name]
+    axis = (given.kv,) if given.kv is not None else range(step, TILE_KV_MAX + 1, step)
     for stem in _stems(family, workload, given):
         for tile_kv in axis:
             yield replace(stem, tile_kv=tile_kv)
@@ -124,7 +126,8 @@ def legal(family: Family, workload: Workload, given: Given, arch: Arch) -> Itera
             axis: tuple[int, ...] | range = (given.kv,)
         else:
             most, _ = largest(family, TILE_KV, stem.values(*head, arch))
-            axis = range(TILE_KV_STEP, int(max(0, min(most, TILE_KV_MAX))) + 1, TILE_KV_STEP)
+            step = TILE_KV_STEP[family.name]
+            axis = range(step, int(max(0, min(most, TILE_KV_MAX))) + 1, step)
         for tile_kv in axis:
             tiling = replace(stem, tile_kv=tile_kv)
             if not violations(tiling, *head, arch):
@@ -135,7 +138,7 @@ def _stems(family: Family, workload: Workload, given: Given) -> Iterator[Tiling]
     """Points without their tile_kv (it stands at one step)."""
     for (tile_q, warps), stages in product(_rows(family, given), _stages(family, given)):
         for schedule in _schedules(family, workload, tile_q, warps, given):
-            yield Tiling(family.name, tile_q, TILE_KV_STEP, stages, warps, schedule)
+            yield Tiling(family.name, tile_q, TILE_KV_STEP[family.name], stages, warps, schedule)
 
 
 def _rows(family: Family, given: Given) -> list[tuple[int, int]]:
