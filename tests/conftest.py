@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before torch is imported: workers that each start a thread per core spend their time waiting for one another.
+    # Before torch is imported: workers with a thread per core each would mostly wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

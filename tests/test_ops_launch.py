@@ -1,0 +1,306 @@
+"""A launch without a GPU: what is written into the struct, which layouts are copied, what is allocated."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import Case, laid_out
+from torch import Tensor
+
+from flashgen.arch import ARCHS, arch
+from flashgen.build import compile_source
+from flashgen.codegen import render
+from flashgen.errors import LaunchError
+from flashgen.plan import KernelPlan, Sm90Schedule, solve
+from flashgen.runtime import launch, parameters
+from flashgen.runtime.devices import runs
+from flashgen.runtime.launch import LoadedKernel, Outputs, Run, TileCounters
+from flashgen.runtime.parameters import Sm80Struct, Sm90Struct
+
+CASE = Case(mask="causal", heads_kv=2, group=2, seqlen_q=300, seqlen_kv=500, batch=3)
+
+
+def sm80_plan() -> KernelPlan:
+    return solve(replace(CASE, tiles={"q": 128, "kv": 64}).spec(), arch("sm_80"))
+
+
+def sm90_plan(**schedule: Any) -> KernelPlan:
+    hopper = {"family": "sm90", "target": "sm_90a", "warps": 8, "stages": 2, "smem_bytes": 232_448}
+    return replace(sm80_plan(), tile_kv=128, schedule=Sm90Schedule(**schedule), **hopper)
+
+
+# -- the struct --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("plan", "struct"), [(sm80_plan, Sm80Struct), (sm90_plan, Sm90Struct)], ids=["sm80", "sm90"]
+)
+def test_struct_is_laid_out_as_in_the_kernel(plan: Any, struct: type[ctypes.Structure]) -> None:
+    """The compiler compares its offsets with those of ctypes."""
+    c_offset = "__INTADDR__(&((AttentionParams *)0)->{})"  # what offsetof expands to under NVRTC's front end
+    source = render(plan())
+    fields = [name for name, _ in struct._fields_ if not name.startswith("_")]  # type: ignore[misc]
+    offsets = [
+        f"static_assert({c_offset.format(name)} == {getattr(struct, name).offset});"
+        for name in fields
+    ]
+    size = f"static_assert(sizeof(AttentionParams) == {ctypes.sizeof(struct)});"
+    compile_source(replace(source, text="\n".join([source.text, *offsets, size])), plan().target)
+
+
+class FakeDriver:
+    """Records launches, with a copy of the struct as it was then."""
+
+    def __init__(self, plan: KernelPlan, monkeypatch: pytest.MonkeyPatch, stream: int = 7) -> None:
+        self.plan = plan
+        self.struct: type[ctypes.Structure] = Sm90Struct if plan.family == "sm90" else Sm80Struct
+        self.launches: list[tuple[Any, ...]] = []
+        self.structs: list[Any] = []
+        loaded = LoadedKernel.__new__(LoadedKernel)
+        loaded.plan, loaded.device, loaded.sms, loaded.function = plan, torch.device("cpu"), 132, 42
+        loaded.launch_kernel, loaded.driver_error = self.launch_kernel, RuntimeError
+        loaded._counters = TileCounters.__new__(TileCounters)
+        loaded._counters._of_stream = {stream: 0xC0}
+        self.loaded = loaded
+        for module, name, value in (
+            (torch._C, "_cuda_getCurrentRawStream", lambda index: stream),
+            (torch._C, "_cuda_getDevice", lambda: -1),
+            (torch.cuda, "is_current_stream_capturing", lambda: False),
+        ):
+            monkeypatch.setattr(module, name, value, raising=False)
+
+    def launch_kernel(self, *arguments: int) -> None:
+        (pointer,) = (ctypes.c_void_p * 1).from_address(arguments[9])
+        size = ctypes.sizeof(self.struct)
+        self.structs.append(self.struct.from_buffer_copy(ctypes.string_at(pointer, size)))
+        self.launches.append(arguments)
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, return_lse: bool = False
+    ) -> Outputs:
+        return self.prepare(q, k, v)(q, k, v, scale, return_lse)
+
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        return self.loaded.prepare(q, k, v, self.run)
+
+
+@pytest.fixture
+def ampere(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver(sm80_plan(), monkeypatch)
+
+
+def test_struct_of_a_launch(ampere: FakeDriver) -> None:
+    q, k, v = replace(CASE, layout="heads_first").tensors()
+    o, lse = ampere.run(q, k, v, 0.25, True)
+    (struct,), (arguments,) = ampere.structs, ampere.launches
+    assert lse is not None
+    assert (struct.q, struct.k, struct.v) == (q.data_ptr(), k.data_ptr(), v.data_ptr())
+    assert (struct.o, struct.lse) == (o.data_ptr(), lse.data_ptr())
+    assert list(struct.q_stride) == list(q.stride()[:3]) and list(struct.v_stride) == list(v.stride()[:3])
+    assert list(struct.o_stride) == [300 * 4 * 64, 4 * 64, 64] == list(o.stride()[:3])
+    assert (struct.batch, struct.heads_q, struct.heads_kv, struct.seqlen_q, struct.seqlen_kv) == (
+        3,
+        4,
+        2,
+        300,
+        500,
+    )
+    assert struct.scale == 0.25
+    assert o.shape == (3, 300, 4, 64) and o.dtype == q.dtype and lse.shape == (3, 4, 300)
+    threads = ampere.plan.threads
+    assert arguments[:9] == (42, 3 * 3 * 4, 1, 1, threads, 1, 1, ampere.plan.smem_bytes, 7)
+
+
+def test_defaults_of_a_launch(ampere: FakeDriver) -> None:
+    launched = ampere.prepare(*CASE.tensors())
+    launched(*CASE.tensors(), 0.5, True)
+    _, lse = launched(*CASE.tensors(), None, False)  # nothing of the first call may linger
+    assert lse is None and not ampere.structs[1].lse
+    assert ampere.structs[1].scale == pytest.approx(ampere.plan.scale)
+
+
+@pytest.mark.parametrize(
+    ("layout", "copied"),
+    [
+        ("contiguous", False),
+        ("heads_first", False),
+        ("packed", False),
+        ("expanded", False),
+        ("last_strided", True),
+        ("misaligned", True),
+    ],
+)
+def test_what_cannot_be_read_is_copied_once(ampere: FakeDriver, layout: str, copied: bool) -> None:
+    q, k, v = replace(CASE, layout=layout).tensors()
+    ampere.run(q, k, v)
+    (struct,) = ampere.structs
+    assert (struct.q != q.data_ptr()) == (struct.k != k.data_ptr()) == copied
+    assert all(data % 16 == 0 for data in (struct.q, struct.k, struct.v))
+    if copied:
+        assert list(struct.q_stride) == [300 * 4 * 64, 4 * 64, 64]
+
+
+def test_only_the_tensor_that_needs_it_is_copied(ampere: FakeDriver) -> None:
+    q, k, v = CASE.tensors()
+    k = laid_out(k, "last_strided")
+    ampere.run(q, k, v)
+    (struct,) = ampere.structs
+    assert struct.q == q.data_ptr() and struct.k != k.data_ptr() and struct.v == v.data_ptr()
+
+
+def test_odd_row_strides_are_copied(ampere: FakeDriver) -> None:
+    q, k, v = CASE.tensors()
+    odd = torch.zeros(3, 300, 4, 65, dtype=q.dtype)[..., :64]  # rows of 130 bytes
+    ampere.run(odd, k, v)
+    assert list(ampere.structs[0].q_stride) == [300 * 4 * 64, 4 * 64, 64]
+
+
+@pytest.mark.parametrize("change", [{"seqlen_q": 0}, {"seqlen_kv": 0}, {"batch": 0}], ids=str)
+def test_nothing_to_do_launches_nothing(ampere: FakeDriver, change: dict[str, int]) -> None:
+    case = replace(CASE, **change)
+    o, lse = ampere.run(*case.tensors(), None, True)
+    assert not ampere.launches and lse is not None
+    assert o.shape == (case.batch, case.seqlen_q, 4, 64) and not o.any()
+    assert lse.shape == (case.batch, 4, case.seqlen_q) and torch.all(lse == -torch.inf)
+
+
+def test_scale_is_checked(ampere: FakeDriver) -> None:
+    with pytest.raises(LaunchError, match="scale must be positive"):
+        ampere.run(*CASE.tensors(), 0.0)
+
+
+def test_more_blocks_than_a_grid_holds_is_an_error(ampere: FakeDriver) -> None:
+    q, k, v = (torch.empty(1, 1, 1, 64, dtype=torch.bfloat16).expand(2**28, 129, 8, 64) for _ in range(3))
+    with pytest.raises(LaunchError, match="split the batch"):
+        ampere.prepare(q, k, v)
+
+
+def test_errors_of_the_driver_are_told(ampere: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusal(RuntimeError):
+        status = 700
+
+    def refuse(*_: int) -> None:
+        raise Refusal("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    ampere.loaded.launch_kernel = refuse
+    with pytest.raises(LaunchError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        ampere.run(*CASE.tensors())
+
+
+# -- tensor maps -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """The driver's two functions, recorded."""
+    calls: list[tuple[Any, ...]] = []
+
+    def encode(map_address: int, data: int, **layout: Any) -> None:
+        assert map_address % 64 == 0
+        calls.append(("encode", data, layout))
+
+    monkeypatch.setattr(parameters, "encode_tensor_map", encode)
+    monkeypatch.setattr(
+        parameters, "replace_address", lambda map_address, data: calls.append(("replace", data))
+    )
+    yield calls
+
+
+def test_maps_are_encoded_once_and_then_follow_the_addresses(
+    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = FakeDriver(sm90_plan(), monkeypatch)
+    q, k, v = CASE.tensors()
+    run = hopper.prepare(q, k, v)
+    kept = run(q, k, v, None, False)
+    assert [call[0] for call in maps] == ["encode"] * 4
+    assert [call[2]["box_rows"] for call in maps] == [64, 128, 128, 64]
+    assert [call[2]["shape"] for call in maps] == [q.shape, k.shape, v.shape, kept[0].shape]
+    assert maps[3][1] == kept[0].data_ptr()
+    maps.clear()
+    moved = q.clone()
+    other = run(moved, k, v, None, False)
+    assert maps == [("replace", moved.data_ptr()), ("replace", other[0].data_ptr())]
+
+
+def test_hopper_copies_what_tma_cannot_step_through(
+    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = FakeDriver(sm90_plan(), monkeypatch)
+    q, k, v = replace(CASE, layout="expanded").tensors()
+    hopper.run(q, k, v)
+    assert [call[2]["strides"] for call in maps[:3]] == [
+        (tensor.shape[1] * tensor.shape[2] * 64, tensor.shape[2] * 64, 64) for tensor in (q, k, v)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "grid", "tiles", "tiles_q"),
+    [(1, 36, 36, 3), (2, 48, 24, 4)],
+    ids=["one block", "clusters of 2"],
+)
+def test_persistent_grid(
+    maps: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: int,
+    grid: int,
+    tiles: int,
+    tiles_q: int,
+) -> None:
+    hopper = FakeDriver(sm90_plan(cluster=cluster, tile_order="dynamic"), monkeypatch)
+    hopper.run(*CASE.tensors())
+    (struct,) = hopper.structs
+    assert hopper.launches[0][1] == grid and (struct.tiles, struct.tiles_q) == (tiles, tiles_q)
+    assert struct.tile_counter == 0xC0
+    many = replace(CASE, batch=50)
+    hopper.run(*many.tensors())
+    assert hopper.launches[1][1] == 132
+
+
+def test_static_order_needs_no_counter(maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = FakeDriver(sm90_plan(tile_order="static"), monkeypatch)
+    hopper.run(*CASE.tensors())
+    assert hopper.structs[0].tile_counter is None
+
+
+def test_counters_are_one_to_a_stream_and_one_to_a_captured_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(launch, "_COUNTERS", 4)
+    capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    counters = TileCounters(torch.device("cpu"))
+    first, second = counters.address(1), counters.address(2)
+    assert first != second and counters.address(1) == first
+    capturing = True
+    third, fourth = counters.address(1), counters.address(1)
+    assert len({first, second, third, fourth}) == 4
+    assert counters.address(1) not in {first, second, third, fourth}  # from the graph's memory
+    capturing = False
+    assert counters.address(1) == first
+    with pytest.raises(LaunchError, match="more than 4 streams"):
+        counters.address(3)
+
+
+# -- targets -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "expected"),
+    [
+        ("sm_80", (8, 0), True),
+        ("sm_80", (8, 7), True),
+        ("sm_86", (8, 0), False),
+        ("sm_80", (9, 0), False),
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+        ("sm_100a", (10, 3), False),
+    ],
+)
+def test_which_binaries_run_where(target: str, capability: tuple[int, int], expected: bool) -> None:
+    assert runs(ARCHS[target], capability) == expected
