@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from flashgen.arch import Arch
 from flashgen.errors import PlanError, Problem
@@ -62,9 +62,9 @@ def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
     """The kernel family for a spec on a chip, and the user's own choices, checked against its fields.
 
     Raises:
-        PlanError: the chip lacks what the family needs, or a schedule field is unknown or ill-typed.
+        PlanError: the chip lacks what the family needs, or has no such schedule field.
     """
-    asked = dict(spec.tiles.schedule or {})
+    asked = dict(spec.tiles.schedule)
     name = asked.pop("family", None)
     at = spec.locate("tiles", "schedule", "family")
     if name is None:
@@ -82,31 +82,20 @@ def family_and_given(spec: AttentionSpec, arch: Arch) -> tuple[Family, Given]:
             location=at,
             hint="leave out tiles.schedule.family to get the one for this chip",
         )
-    problems = list(_schedule_problems(asked, family, spec))
+    known = [f.name for f in fields(family.schedule)]
+    problems = [
+        Problem(
+            f"family {family.name} has no schedule field {quoted(field_name)}",
+            spec.locate("tiles", "schedule", field_name),
+            did_you_mean(field_name, known, known),
+        )
+        for field_name in asked
+        if field_name not in known
+    ]
     if problems:
         raise PlanError(problems)
     tiles = spec.tiles
     return family, Given(tiles.q, tiles.kv, tiles.stages, tiles.warps, MappingProxyType(asked))
-
-
-def _schedule_problems(asked: Mapping[str, Any], family: Family, spec: AttentionSpec) -> Iterator[Problem]:
-    hints = get_type_hints(family.schedule)
-    for name, value in asked.items():
-        at = spec.locate("tiles", "schedule", name)
-        if name not in hints:
-            message = f"family {family.name} has no schedule field {quoted(name)}"
-            yield Problem(message, at, did_you_mean(name, hints, hints))
-            continue
-        expected = hints[name]
-        choices = get_args(expected)
-        if choices:
-            fits, allowed = value in choices, " or ".join(choices)
-        elif expected is bool:
-            fits, allowed = isinstance(value, bool), "true or false"
-        else:
-            fits, allowed = type(value) is int and value > 0, "a positive integer"
-        if not fits:
-            yield Problem(f"schedule.{name} is {value!r}", at, f"allowed: {allowed}")
 
 
 def lattice(family: Family, workload: Workload, given: Given) -> Iterator[Tiling]:
@@ -188,6 +177,4 @@ def _schedules(
             for p_in_registers in (True, False)
             for q_stages in (1, 2)
         ]
-    known = {f.name for f in fields(family.schedule)}
-    fixed = {name: value for name, value in given.schedule.items() if name in known}
-    return list(dict.fromkeys(replace(option, **fixed) for option in options))
+    return list(dict.fromkeys(replace(option, **given.schedule) for option in options))
