@@ -31,6 +31,13 @@ struct Constant {
 using Masked = Constant<true>;
 using Unmasked = Constant<false>;
 
+// The same value, of an origin that the compiler cannot see: what depends on it is computed anew where it stands,
+// instead of being kept in registers from an earlier computation.
+__device__ __forceinline__ int forget(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Two fp32 values to one register of two elements, `low` in the low half; round to nearest even.
 // PTX: "Data Movement and Conversion Instructions: cvt" (its first source becomes the high half).
 template <typename Element>

@@ -1,24 +1,13 @@
 // The two matrix products of attention for one warp: kBlocks x 16 rows, operands in shared tiles.
 //
 // Fragments are fetched one step ahead of the mma that uses them, so that the latency of ldmatrix hides behind the
-// tensor cores. An address argument is the one this lane gives to ldmatrix for the tile's first 16x16 block.
+// tensor cores. A tile is given by its shared address (of Q: of the warp's first row) and by what SharedTile says of
+// this lane: lane_by_column for Q and V, lane_by_row for K.
 #pragma once
 
 #include "mma.cuh"
 #include "shared_tile.cuh"
 #include "types.cuh"
-
-// Rows from `row` on as mma's A operand, or keys of V as its transposed B operand: 8x8 matrices in column order.
-template <int kHeadDim>
-__device__ __forceinline__ uint32_t row_operand_offset(int row, int lane) {
-  return SharedTile<kHeadDim>::offset(row + lane % 16, lane / 16);
-}
-
-// Keys of K as mma's B operand: both halves of 16 columns, then the same of the next eight keys.
-template <int kHeadDim>
-__device__ __forceinline__ uint32_t key_operand_offset(int lane) {
-  return SharedTile<kHeadDim>::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-}
 
 // Columns [16 * pair, 16 * pair + 16) of C += A B, over 16 of the common dimension.
 template <typename Element, int kBlocks, int kTiles>
@@ -31,69 +20,55 @@ __device__ __forceinline__ void multiply_pair(float (&c)[kBlocks][kTiles][4], in
   }
 }
 
-// Q fragments of the whole head dimension, for kernels that keep Q in registers.
-template <int kHeadDim, int kBlocks, int kSteps>
-__device__ __forceinline__ void load_rows(uint32_t (&q)[kSteps][kBlocks][4], uint32_t q_address) {
-  using Tile = SharedTile<kHeadDim>;
+// Columns [16 * k, 16 * k + 16) of Q.
+template <int kHeadDim, int kBlocks>
+__device__ __forceinline__ void load_rows(uint32_t (&a)[kBlocks][4], uint32_t q_tile, uint32_t q_lane,
+                                          int k) {
 #pragma unroll
-  for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      ldmatrix(q[k][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * k));
-    }
-  }
+  for (int i = 0; i < kBlocks; ++i) ldmatrix(a[i], SharedTile<kHeadDim>::block(q_tile, q_lane, i, k));
 }
 
 // S += Q K^T, Q in registers. s: [kBlocks x 16 rows, kTiles x 8 keys].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kSteps>
 __device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4],
-                                            const uint32_t (&q)[kSteps][kBlocks][4], uint32_t k_address) {
+                                            const uint32_t (&q)[kSteps][kBlocks][4], uint32_t k_tile,
+                                            uint32_t k_lane) {
   using Tile = SharedTile<kHeadDim>;
   constexpr int kPairs = kTiles / 2;
   uint32_t b[2][4];
-  ldmatrix(b[0], k_address);
+  ldmatrix(b[0], Tile::block(k_tile, k_lane, 0, 0));
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const int step = k * kPairs + j;
+      const int now = (k * kPairs + j) % 2;
       const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
-      if (next_k < kSteps) {
-        ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
-      }
-      multiply_pair<Element>(s, j, q[k], b[step % 2]);
+      if (next_k < kSteps) ldmatrix(b[1 - now], Tile::block(k_tile, k_lane, next_j, next_k));
+      multiply_pair<Element>(s, j, q[k], b[now]);
     }
   }
 }
 
 // S += Q K^T, Q in shared memory. s: [kBlocks x 16 rows, kTiles x 8 keys].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles>
-__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], uint32_t q_address,
-                                            uint32_t k_address) {
+__device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], uint32_t q_tile, uint32_t q_lane,
+                                            uint32_t k_tile, uint32_t k_lane) {
   using Tile = SharedTile<kHeadDim>;
   constexpr int kSteps = Tile::kColumns / 16;
   constexpr int kPairs = kTiles / 2;
   uint32_t a[2][kBlocks][4];
   uint32_t b[2][4];
-#pragma unroll
-  for (int i = 0; i < kBlocks; ++i) ldmatrix(a[0][i], q_address + i * 16 * Tile::kPitch * 2);
-  ldmatrix(b[0], k_address);
+  load_rows<kHeadDim>(a[0], q_tile, q_lane, 0);
+  ldmatrix(b[0], Tile::block(k_tile, k_lane, 0, 0));
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const int step = k * kPairs + j;
+      const int now = (k * kPairs + j) % 2;
       const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
-      if (next_k < kSteps) {
-        ldmatrix(b[(step + 1) % 2], Tile::right(k_address + next_j * 16 * Tile::kPitch * 2, 2 * next_k));
-      }
-      if (j == 0 && k + 1 < kSteps) {
-#pragma unroll
-        for (int i = 0; i < kBlocks; ++i) {
-          ldmatrix(a[(k + 1) % 2][i], Tile::right(q_address + i * 16 * Tile::kPitch * 2, 2 * (k + 1)));
-        }
-      }
-      multiply_pair<Element>(s, j, a[k % 2], b[step % 2]);
+      if (next_k < kSteps) ldmatrix(b[1 - now], Tile::block(k_tile, k_lane, next_j, next_k));
+      if (j == 0 && k + 1 < kSteps) load_rows<kHeadDim>(a[(k + 1) % 2], q_tile, q_lane, k + 1);
+      multiply_pair<Element>(s, j, a[k % 2], b[now]);
     }
   }
 }
@@ -102,13 +77,14 @@ __device__ __forceinline__ void multiply_qk(float (&s)[kBlocks][kTiles][4], uint
 // o: [kBlocks x 16 rows, kColumns x 8 columns].
 template <typename Element, int kHeadDim, int kBlocks, int kTiles, int kColumns>
 __device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4],
-                                            const float (&p)[kBlocks][kTiles][4], uint32_t v_address) {
+                                            const float (&p)[kBlocks][kTiles][4], uint32_t v_tile,
+                                            uint32_t v_lane) {
   using Tile = SharedTile<kHeadDim>;
   constexpr int kSteps = kTiles / 2;
   constexpr int kPairs = kColumns / 2;
   uint32_t a[kBlocks][4];
   uint32_t b[2][4];
-  ldmatrix_transposed(b[0], v_address);
+  ldmatrix_transposed(b[0], Tile::block(v_tile, v_lane, 0, 0));
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
 #pragma unroll
@@ -120,13 +96,10 @@ __device__ __forceinline__ void multiply_pv(float (&o)[kBlocks][kColumns][4],
     }
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      const int step = k * kPairs + j;
+      const int now = (k * kPairs + j) % 2;
       const int next_k = j + 1 < kPairs ? k : k + 1, next_j = j + 1 < kPairs ? j + 1 : 0;
-      if (next_k < kSteps) {
-        ldmatrix_transposed(b[(step + 1) % 2],
-                            Tile::right(v_address + next_k * 16 * Tile::kPitch * 2, 2 * next_j));
-      }
-      multiply_pair<Element>(o, j, a, b[step % 2]);
+      if (next_k < kSteps) ldmatrix_transposed(b[1 - now], Tile::block(v_tile, v_lane, next_k, next_j));
+      multiply_pair<Element>(o, j, a, b[now]);
     }
   }
 }
