@@ -47,8 +47,7 @@ def test_struct_is_laid_out_as_in_the_kernel(plan: Any, struct: type[ctypes.Stru
     source = render(plan())
     fields = [name for name, _ in struct._fields_ if not name.startswith("_")]  # type: ignore[misc]
     offsets = [
-        f"static_assert({c_offset.format(name)} == {getattr(struct, name).offset});"
-        for name in fields
+        f"static_assert({c_offset.format(name)} == {getattr(struct, name).offset});" for name in fields
     ]
     size = f"static_assert(sizeof(AttentionParams) == {ctypes.sizeof(struct)});"
     compile_source(replace(source, text="\n".join([source.text, *offsets, size])), plan().target)
@@ -181,16 +180,39 @@ def test_more_blocks_than_a_grid_holds_is_an_error(ampere: FakeDriver) -> None:
         ampere.prepare(q, k, v)
 
 
-def test_errors_of_the_driver_are_told(ampere: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusal(RuntimeError):
-        status = 700
+class Refusal(RuntimeError):
+    """As CuPy's CUDADriverError."""
 
+    def __init__(self, status: int, name: str) -> None:
+        super().__init__(name)
+        self.status = status
+
+
+def test_errors_of_the_driver_are_told(ampere: FakeDriver) -> None:
     def refuse(*_: int) -> None:
-        raise Refusal("CUDA_ERROR_ILLEGAL_ADDRESS")
+        raise Refusal(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
     ampere.loaded.launch_kernel = refuse
     with pytest.raises(LaunchError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
         ampere.run(*CASE.tensors())
+
+
+def test_thread_without_a_context_gets_one(ampere: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = False
+
+    def make_current(self: LoadedKernel) -> None:
+        nonlocal current
+        current = True
+
+    def launch_kernel(*arguments: int) -> None:
+        if not current:
+            raise Refusal(201, "CUDA_ERROR_INVALID_CONTEXT")
+        ampere.launch_kernel(*arguments)
+
+    monkeypatch.setattr(LoadedKernel, "make_current", make_current)
+    ampere.loaded.launch_kernel = launch_kernel
+    ampere.run(*CASE.tensors())
+    assert len(ampere.launches) == 1
 
 
 # -- tensor maps -------------------------------------------------------------------------------------------

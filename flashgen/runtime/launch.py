@@ -30,7 +30,7 @@ Run = Callable[[Tensor, Tensor, Tensor, float | None, bool], Outputs]  # q, k, v
 
 _ALIGNMENT = 16  # bytes that one copy instruction moves, and what TMA asks of addresses and strides
 _GRID_MAX = 2**31 - 1
-_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT: this thread has not used the GPU yet
+_NO_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT, .._HANDLE: this thread may not have used the GPU yet
 _COUNTERS = 1024
 _COUNTER_SPACING = 32  # in int32: one counter to a cache line
 
@@ -83,6 +83,12 @@ class LoadedKernel:
         if any(copies):
             return _with_copies(copies, again)
         return Launch(self, q, k, v, again)
+
+    def make_current(self) -> None:
+        """Make the GPU's context current to this thread."""
+        from cupy.cuda import runtime
+
+        runtime.setDevice(self.device.index)
 
     def counter(self, stream: int) -> int:
         """The address of a tile counter that nothing else uses while a launch on `stream` does."""
@@ -163,14 +169,18 @@ class Launch:
             try:
                 self._launch(stream)
             except self._loaded.driver_error as error:
-                if error.status != _INVALID_CONTEXT:
-                    raise LaunchError(f"{self._loaded.plan.kernel} on {self._device}: {error}") from None
+                if error.status not in _NO_CONTEXT:
+                    raise self._refused(error) from None
                 # A fresh thread has no context until a runtime call makes one current; torch's allocator,
                 # served from its cache, makes none.
-                from cupy.cuda import runtime
+                self._loaded.make_current()
+                try:
+                    self._launch(stream)
+                except self._loaded.driver_error as second:
+                    raise self._refused(second) from None
 
-                runtime.setDevice(self._index)
-                self._launch(stream)
+    def _refused(self, error: Exception) -> LaunchError:
+        return LaunchError(f"{self._loaded.plan.kernel} on {self._device}: {error}")
 
     def _launch(self, stream: int) -> None:
         self._launch_kernel(

@@ -1,0 +1,52 @@
+"""A few launches of every kind, small enough for compute-sanitizer. Run by scripts/gpu_tests.sh."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SHAPES = ((1, 1), (65, 130), (130, 65), (128, 128), (200, 257))
+HEAD_DIMS = ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))
+
+
+def main() -> None:
+    """Exits with a message when nothing could be launched or a result is wrong."""
+    # One allocation per tensor: within the caching allocator's large blocks an overrun would go unnoticed.
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    here = Path(__file__).parent
+    sys.path[:0] = [str(here.parents[1]), str(here.parent), str(here)]
+
+    import torch
+    from attention_cases import Case, assert_exact
+    from gpu_kernels import FAMILIES, kernel_of, missing
+
+    launches = 0
+    for family in FAMILIES:
+        if reason := missing(family):
+            print(f"memcheck: {family} left out: {reason}")
+            continue
+        for head_dim_qk, head_dim_v in HEAD_DIMS:
+            for mask in ("full", "causal", {"window": 50}):
+                for seqlen_q, seqlen_kv in SHAPES:
+                    case = Case(
+                        head_dim_qk,
+                        head_dim_v,
+                        heads_kv=2,
+                        group=2,
+                        mask=mask,
+                        seqlen_q=seqlen_q,
+                        seqlen_kv=seqlen_kv,
+                    )
+                    q, k, v = case.tensors("cuda")
+                    o, lse = kernel_of(case, family)(q, k, v, return_lse=True)
+                    assert_exact(case, o.cpu(), lse.cpu(), q.cpu(), k.cpu(), v.cpu())
+                    launches += 1
+    torch.cuda.synchronize()
+    print(f"memcheck: {launches} launches")
+    if not launches:
+        sys.exit("memcheck: nothing was launched")
+
+
+if __name__ == "__main__":
+    main()
