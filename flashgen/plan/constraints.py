@@ -114,7 +114,8 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
         return base + 16 * (major == 10 and schedule.q_in_registers), per_fragment
     width = padded(head_dim_qk, 16)
     k_steps = max(width // 8, (width - 48) // 5)  # addresses and operands of Q and K along the head
-    return 30, k_steps // 2 if schedule.q_in_registers else k_steps
+    unswizzled = 8 * (width % 64 != 0)  # rows whose pitch is no power of two: more addresses
+    return 30 + unswizzled, k_steps // 2 if schedule.q_in_registers else k_steps
 
 
 @dataclass(frozen=True)
