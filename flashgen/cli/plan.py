@@ -71,7 +71,7 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
         f"{spec.name}: {attention.mask.label}, {attention.dtype}, heads {pair(heads.q, heads.kv)}, "
         f"head_dim {pair(dims.qk, dims.v)}, batch {work.batch}, seqlen {pair(work.seqlen_q, work.seqlen_kv)}"
     )
-    yield f"{plan.kernel} for {arch.target} ({arch.title})"
+    yield f"{plan.kernel} on {arch.target}, {arch.title}"
     yield ""
     schedule = _schedule(plan)
     yield (
