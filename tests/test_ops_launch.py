@@ -30,8 +30,8 @@ def sm80_plan() -> KernelPlan:
 
 
 def sm90_plan(**schedule: Any) -> KernelPlan:
-    hopper = {"family": "sm90", "target": "sm_90a", "warps": 8, "stages": 2, "smem_bytes": 232_448}
-    return replace(sm80_plan(), tile_kv=128, schedule=Sm90Schedule(**schedule), **hopper)
+    hopper = {"family": "sm90", "target": "sm_90a", "warps": 8, "stages": 2, "blocks_per_sm": 1}
+    return replace(sm80_plan(), tile_kv=128, smem_bytes=232_448, schedule=Sm90Schedule(**schedule), **hopper)
 
 
 # -- the struct --------------------------------------------------------------------------------------------
@@ -242,8 +242,11 @@ def test_maps_are_encoded_once_and_then_follow_the_addresses(
     run = hopper.prepare(q, k, v)
     kept = run(q, k, v, None, False)
     assert [call[0] for call in maps] == ["encode"] * 4
-    assert [call[2]["box_rows"] for call in maps] == [64, 128, 128, 64]
-    assert [call[2]["shape"] for call in maps] == [q.shape, k.shape, v.shape, kept[0].shape]
+    assert [call[2]["box"] for call in maps] == [(64, rows, 1, 1) for rows in (64, 128, 128, 64)]
+    assert [call[2]["lengths"] for call in maps] == [
+        (64, seqlen, heads, 3) for seqlen, heads in ((300, 4), (500, 2), (500, 2), (300, 4))
+    ]
+    assert maps[0][2]["strides"] == (1, 4 * 64, 64, 300 * 4 * 64)
     assert maps[3][1] == kept[0].data_ptr()
     maps.clear()
     moved = q.clone()
@@ -258,31 +261,41 @@ def test_hopper_copies_what_tma_cannot_step_through(
     q, k, v = replace(CASE, layout="expanded").tensors()
     hopper.run(q, k, v)
     assert [call[2]["strides"] for call in maps[:3]] == [
-        (tensor.shape[1] * tensor.shape[2] * 64, tensor.shape[2] * 64, 64) for tensor in (q, k, v)
+        (1, tensor.shape[2] * 64, 64, tensor.shape[1] * tensor.shape[2] * 64) for tensor in (q, k, v)
     ]
 
 
 @pytest.mark.parametrize(
-    ("cluster", "grid", "tiles", "tiles_q"),
-    [(1, 36, 36, 3), (2, 48, 24, 4)],
-    ids=["one block", "clusters of 2"],
+    ("schedule", "grid", "tiles", "tiles_per_head"),
+    [({}, 36, 36, 3), ({"cluster": 2}, 48, 24, 2), ({"pack_gqa": True}, 30, 30, 5)],
+    ids=["one block", "clusters of 2", "packed heads"],
 )
 def test_persistent_grid(
     maps: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
-    cluster: int,
+    schedule: dict[str, Any],
     grid: int,
     tiles: int,
-    tiles_q: int,
+    tiles_per_head: int,
 ) -> None:
-    hopper = FakeDriver(sm90_plan(cluster=cluster, tile_order="dynamic"), monkeypatch)
+    hopper = FakeDriver(sm90_plan(tile_order="dynamic", **schedule), monkeypatch)
     hopper.run(*CASE.tensors())
     (struct,) = hopper.structs
-    assert hopper.launches[0][1] == grid and (struct.tiles, struct.tiles_q) == (tiles, tiles_q)
+    assert hopper.launches[0][1] == grid
+    assert (struct.tiles, struct.tiles_per_head) == (tiles, tiles_per_head)
     assert struct.tile_counter == 0xC0
-    many = replace(CASE, batch=50)
-    hopper.run(*many.tensors())
+    hopper.run(*replace(CASE, batch=50).tensors())
     assert hopper.launches[1][1] == 132
+
+
+def test_packed_heads_are_a_dimension_of_their_own(
+    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopper = FakeDriver(sm90_plan(pack_gqa=True), monkeypatch)
+    hopper.run(*CASE.tensors())
+    q = maps[0][2]
+    assert q["lengths"] == (64, 2, 300, 2, 3) and q["box"] == (64, 2, 32, 1, 1)
+    assert q["strides"] == (1, 64, 4 * 64, 2 * 64, 300 * 4 * 64)
 
 
 def test_static_order_needs_no_counter(maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ import math
 import torch
 from torch import Tensor
 
-from flashgen.plan.model import KernelPlan
+from flashgen.plan.model import KernelPlan, Sm90Schedule
 from flashgen.plan.tiles import needs_mask, row_shift, visited
 from flashgen.runtime.arguments import check_kernel, check_scale
 
+_WARPGROUP_ROWS = 64
 _LOG2_E = math.log2(math.e)
 
 
@@ -57,11 +58,14 @@ def interpret(
     intervals = torch.tensor(
         [bounds.evaluate(row + shift, seqlen_q, seqlen_kv) for row in range(seqlen_q)], device=q.device
     )
-    for start in range(0, seqlen_q, plan.tile_q):
-        rows = slice(start, min(start + plan.tile_q, seqlen_q))
+    step = _rows_of_a_decision(plan)
+    descending = getattr(plan.schedule, "key_order", "descending") == "descending"
+    for start in range(0, seqlen_q, step):
+        rows = slice(start, min(start + step, seqlen_q))
         q0, q1 = rows.start + shift, rows.stop - 1 + shift
         softmax = _OnlineSoftmax(queries[..., rows, :], plan.head_dim_v, scale, q.dtype)
-        for tile in reversed(visited(bounds, q0, q1, seqlen_q, seqlen_kv, plan.tile_kv)):
+        tiles = visited(bounds, q0, q1, seqlen_q, seqlen_kv, plan.tile_kv)
+        for tile in reversed(tiles) if descending else tiles:
             columns = slice(tile * plan.tile_kv, (tile + 1) * plan.tile_kv)
             kept = None
             if needs_mask(bounds, tile, q0, q1, seqlen_q, seqlen_kv, plan.tile_kv):
@@ -73,6 +77,13 @@ def interpret(
         o[:, rows] = tile_o.permute(0, 3, 1, 2, 4).flatten(2, 3).to(o.dtype)
         lse[:, :, rows] = tile_lse.flatten(1, 2)
     return o, lse
+
+
+def _rows_of_a_decision(plan: KernelPlan) -> int:
+    """Query positions whose K/V tiles are chosen together: those of a q tile; on Hopper, of a warpgroup."""
+    if not isinstance(plan.schedule, Sm90Schedule):
+        return plan.tile_q
+    return max(_WARPGROUP_ROWS // plan.group, 1) if plan.schedule.pack_gqa else _WARPGROUP_ROWS
 
 
 class _OnlineSoftmax:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flashgen.plan.model import KernelPlan, Sm90Schedule
-from flashgen.runtime.tensormap import TENSOR_MAP_BYTES, encode_tensor_map, replace_address
+from flashgen.runtime.tensormap import PANEL_COLUMNS, TENSOR_MAP_BYTES, encode_tensor_map, replace_address
 
 _L2_SECTION_BYTES = (
     32 << 20
@@ -84,7 +84,7 @@ class Sm90Struct(ctypes.Structure):
         ("seqlen_q", ctypes.c_int32),
         ("seqlen_kv", ctypes.c_int32),
         ("tiles", ctypes.c_int32),
-        ("tiles_q", ctypes.c_int32),
+        ("tiles_per_head", ctypes.c_int32),
         ("heads_per_section", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("_padding", ctypes.c_ubyte * 12),
@@ -123,10 +123,15 @@ class Sm90Parameters:
     def __init__(self, plan: KernelPlan, shapes: Shapes, sms: int) -> None:
         schedule = plan.schedule
         assert isinstance(schedule, Sm90Schedule)
-        self._dtype = plan.dtype
-        self._shapes = shapes
+        group = plan.group if schedule.pack_gqa else 1  # query heads that are folded into the rows of a tile
         share = plan.tile_kv // schedule.cluster  # each block of a cluster loads its share of K and V for all
-        self._box_rows = (_WARPGROUP_ROWS, share, share, _WARPGROUP_ROWS)
+        self._dtype = plan.dtype
+        self._layouts = (
+            _layout(shapes.q, shapes.q_stride, _WARPGROUP_ROWS, group),
+            _layout(shapes.k, shapes.k_stride, share),
+            _layout(shapes.v, shapes.v_stride, share),
+            _layout(shapes.o, shapes.o_stride, _WARPGROUP_ROWS, group),
+        )
         self._data = [0, 0, 0, 0]
         self._storage = ctypes.create_string_buffer(ctypes.sizeof(Sm90Struct) + _MAP_ALIGNMENT)
         offset = -ctypes.addressof(self._storage) % _MAP_ALIGNMENT
@@ -136,11 +141,10 @@ class Sm90Parameters:
         batch, seqlen_q, heads_q, _ = shapes.q
         struct.batch, struct.heads_q, struct.heads_kv = batch, heads_q, shapes.k[2]
         struct.seqlen_q, struct.seqlen_kv = seqlen_q, shapes.k[1]
-        clusters_q = -(-seqlen_q // (plan.tile_q * schedule.cluster))
-        struct.tiles_q = clusters_q * schedule.cluster
-        struct.tiles = clusters_q * heads_q * batch
+        struct.tiles_per_head = -(-seqlen_q * group // (plan.tile_q * schedule.cluster))
+        struct.tiles = struct.tiles_per_head * heads_q // group * batch
         kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
-        struct.heads_per_section = max(_L2_SECTION_BYTES // kv_bytes, 1) * plan.group
+        struct.heads_per_section = max(_L2_SECTION_BYTES // kv_bytes, 1) * plan.group // group
         self.grid = min(struct.tiles, sms // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
 
@@ -152,24 +156,47 @@ class Sm90Parameters:
         struct.lse, struct.tile_counter, struct.scale = lse, counter, scale
 
     def _move(self, data: list[int]) -> None:
-        if not any(self._data):
-            self._encode(data)
-        else:
-            for map_address, old, new in zip(self._maps, self._data, data, strict=True):
-                if old != new:
-                    replace_address(map_address, new)
+        for index, (old, new) in enumerate(zip(self._data, data, strict=True)):
+            if old == 0:
+                layout = self._layouts[index]
+                encode_tensor_map(
+                    self._maps[index],
+                    new,
+                    dtype=self._dtype,
+                    lengths=layout.lengths,
+                    strides=layout.strides,
+                    box=layout.box,
+                )
+            elif old != new:
+                replace_address(self._maps[index], new)
         self._data = data
 
-    def _encode(self, data: list[int]) -> None:
-        for index, name in enumerate("qkvo"):
-            encode_tensor_map(
-                self._maps[index],
-                data[index],
-                dtype=self._dtype,
-                shape=getattr(self._shapes, name),
-                strides=getattr(self._shapes, f"{name}_stride"),
-                box_rows=self._box_rows[index],
-            )
+
+@dataclass(frozen=True)
+class _Layout:
+    """A tensor as a tensor map has it: from the innermost dimension outwards, in elements."""
+
+    lengths: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+
+
+def _layout(shape: tuple[int, ...], stride: tuple[int, ...], rows: int, group: int = 1) -> _Layout:
+    """(head_dim, seqlen, heads, batch), or with packed query heads (head_dim, group, seqlen, heads_kv,
+    batch).
+    """
+    (batch, seqlen, heads, head_dim), (batch_step, seqlen_step, head_step) = shape, stride
+    if group == 1:
+        return _Layout(
+            (head_dim, seqlen, heads, batch),
+            (1, seqlen_step, head_step, batch_step),
+            (PANEL_COLUMNS, rows, 1, 1),
+        )
+    return _Layout(
+        (head_dim, group, seqlen, heads // group, batch),
+        (1, head_step, seqlen_step, group * head_step, batch_step),
+        (PANEL_COLUMNS, group, rows // group, 1, 1),
+    )
 
 
 def parameters(plan: KernelPlan, shapes: Shapes, sms: int) -> Parameters:

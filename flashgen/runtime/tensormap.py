@@ -29,30 +29,30 @@ def encode_tensor_map(
     data: int,
     *,
     dtype: str,
-    shape: Sequence[int],
+    lengths: Sequence[int],
     strides: Sequence[int],
-    box_rows: int,
+    box: Sequence[int],
 ) -> None:
-    """Write the map of a [batch, seqlen, heads, head_dim] tensor to `map_address` (64-byte aligned).
+    """Write a map of the tensor at `data` to `map_address` (64-byte aligned).
 
-    Dimensions run from the innermost outwards: head_dim, seqlen, heads, batch. One copy moves a box of 64
-    columns of `box_rows` rows of one head, swizzled by 128 bytes; what lies outside of the tensor reads as
-    zero. `strides` are in elements, those of dimensions of length 1 excepted multiples of 8.
+    Dimensions run from the innermost outwards, in elements; the innermost has stride 1. One copy moves a
+    `box`, whose innermost length is `PANEL_COLUMNS`, swizzled by 128 bytes; what lies outside of the tensor
+    reads as zero and is not written.
     """
-    batch, seqlen, heads, head_dim = shape
-    lengths = (head_dim, seqlen, heads, batch)
+    rank = len(lengths)
     # The stride of a dimension of length 1 is never used, but it is checked: any legal value will do.
-    outer = (strides[1], strides[2], strides[0])
-    steps = [2 * stride if length > 1 else 16 for stride, length in zip(outer, lengths[1:], strict=True)]
+    steps = [
+        2 * stride if length > 1 else 16 for stride, length in zip(strides[1:], lengths[1:], strict=True)
+    ]
     status = _driver().cuTensorMapEncodeTiled(
         map_address,
         _DATA_TYPE[dtype],
-        4,
+        rank,
         data,
-        (ctypes.c_uint64 * 4)(*lengths),
-        (ctypes.c_uint64 * 3)(*steps),
-        (ctypes.c_uint32 * 4)(PANEL_COLUMNS, box_rows, 1, 1),
-        (ctypes.c_uint32 * 4)(1, 1, 1, 1),
+        (ctypes.c_uint64 * rank)(*lengths),
+        (ctypes.c_uint64 * (rank - 1))(*steps),
+        (ctypes.c_uint32 * rank)(*box),
+        (ctypes.c_uint32 * rank)(*[1] * rank),
         _INTERLEAVE_NONE,
         _SWIZZLE_128B,
         _L2_PROMOTION_256B,
@@ -60,7 +60,7 @@ def encode_tensor_map(
     )
     if status:
         raise LaunchError(
-            f"cuTensorMapEncodeTiled: error {status} for {dtype} {tuple(shape)}, strides {tuple(strides)}",
+            f"cuTensorMapEncodeTiled: error {status} for {dtype} {tuple(lengths)}, strides {tuple(strides)}",
             hint="this is a mistake in flashgen; q.contiguous() and the like may get around it",
         )
 
