@@ -127,7 +127,9 @@ def read_document(text: str, filename: str) -> Document:
     try:
         node = _Composer(text).get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # what is never closed is best shown where it opens, not at the end of the file
+        unclosed = re.search("end of stream|stream end", error.problem or "")
+        mark = (error.context_mark if unclosed else None) or error.problem_mark
         raise _malformed(error, document.place(mark) if mark else start) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]

@@ -1,4 +1,4 @@
-"""sympy -> text of the expression language: what `parse_expression` reads back to an equal tree."""
+"""sympy -> text of the expression language, which `parse_expression` reads back to the same mathematics."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_Relational(self, expr: sympy.Rel) -> str:
         return self._infix(expr.rel_op, (expr.lhs, expr.rhs), "Relational")
+
+    def _print_Mul(self, expr: sympy.Mul) -> str:
+        coefficient, rest = expr.as_coeff_Mul()
+        if coefficient == 1 or not (rest.is_Mul and any(factor.is_Add for factor in rest.args)):
+            return str(super()._print_Mul(expr))
+        # sympy multiplies 2*(a + b) out wherever it meets it, so the coefficient is kept from the sum
+        return f"-({self._print(rest)})" if coefficient == -1 else f"{coefficient}*({self._print(rest)})"
 
     # -- integers
 
