@@ -361,7 +361,7 @@ def test_schedule_keys_are_those_of_the_plan() -> None:
         ),
         # YAML
         ("  dtype", "\tdtype", 6, 1, "a tab cannot indent", "use spaces"),
-        ("target: auto", "target: [", 13, 9, "not valid YAML", ""),
+        ("target: auto", "target: [", 14, 1, "not valid YAML", ""),
         ("target: auto", "target: auto\n---\na: 1", 14, 1, "not valid YAML: expected a single document", ""),
         ("target: auto", 'target: "au', 13, 9, "not valid YAML", ""),
         ("name: llama3-8b", "name: &a llama", 2, 7, "anchors and aliases", ""),
