@@ -18,14 +18,13 @@ from flashgen.plan import KernelPlan, plan_from_dict
 from flashgen.runtime import ops
 from flashgen.runtime.arguments import DTYPES, Signature, bypasses_dispatcher, check_layout, signature
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.launch import Outputs, Run
+from flashgen.runtime.launch import LAUNCHES_MAX, Outputs, Run
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
 
 Mask = str | Mapping[str, Any]
 
 _SEQLEN_BUCKETS = (128, 32768)  # tiles follow the length, by powers of two between these
 _BATCH_BUCKETS = (1, 64)
-_LAUNCHES_MAX = 4096
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -107,8 +106,8 @@ class ShapedAttention:
         launch = self._launches.get(key)
         if launch is None:
             launch = self.kernel_for(q, k, v).launch_for(q, k, v)
-            while len(self._launches) >= _LAUNCHES_MAX:
-                self._launches.pop(next(iter(self._launches)))
+            if len(self._launches) >= LAUNCHES_MAX:
+                self._launches.clear()
             self._launches[key] = launch
         return launch(q, k, v, scale, return_lse)
 

@@ -19,10 +19,8 @@ from flashgen.runtime import ops
 from flashgen.runtime.arguments import Signature, bypasses_dispatcher, check_kernel, signature
 from flashgen.runtime.devices import default_target, runs, target_of
 from flashgen.runtime.interpreter import interpret
-from flashgen.runtime.launch import LoadedKernel, Outputs, Run
+from flashgen.runtime.launch import LAUNCHES_MAX, LoadedKernel, Outputs, Run
 from flashgen.spec import AttentionSpec, dump_spec
-
-_LAUNCHES_MAX = 4096  # shapes remembered by one kernel; beyond that the oldest are forgotten
 
 
 class Kernel:
@@ -123,8 +121,8 @@ class Kernel:
                 launch = self._load(q.device).prepare(q, k, v, self.run)
             else:
                 raise LaunchError(f"flashgen runs on CUDA and CPU tensors; q is on {q.device}")
-            while len(self._launches) >= _LAUNCHES_MAX:
-                self._launches.pop(next(iter(self._launches)))
+            if len(self._launches) >= LAUNCHES_MAX:
+                self._launches.clear()
             self._launches[key] = launch
         return launch
 

@@ -29,6 +29,8 @@ Outputs = tuple[Tensor, Tensor | None]
 Run = Callable[[Tensor, Tensor, Tensor, float | None, bool], Outputs]  # q, k, v, scale, return_lse -> o, lse
 
 _ALIGNMENT = 16  # bytes that one copy instruction moves, and what TMA asks of addresses and strides
+LAUNCHES_MAX = 4096  # shapes remembered by one kernel; then all are forgotten: preparing takes microseconds
+
 _GRID_MAX = 2**31 - 1
 _NO_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT, .._HANDLE: this thread may not have used the GPU yet
 _COUNTERS = 1024
@@ -281,4 +283,4 @@ def _without_keys(shape: tuple[int, int, int, int]) -> Run:
     return run
 
 
-__all__ = ["Launch", "LoadedKernel", "Outputs", "Run", "TileCounters", "tile_counters"]
+__all__ = ["LAUNCHES_MAX", "Launch", "LoadedKernel", "Outputs", "Run", "TileCounters", "tile_counters"]
