@@ -85,15 +85,16 @@ struct TileReader : TileShare<kHeadDim, kRows, kThreads> {
   // Loads a tile and moves on to the one above it. Rows from `rows` on, and the columns that pad the head dimension,
   // become zero and are not read.
   __device__ __forceinline__ void load(uint32_t shared, int rows) {
+    // A step down is a multiple of 8 rows, and one to the right a multiple of 8 chunks, or nothing is swizzled.
+    const uint32_t first = shared + Tile::offset(this->row, this->chunk);
 #pragma unroll
     for (int pass = Share::kPasses - 1; pass >= 0; --pass) {
       if (this->has_row(pass)) {
 #pragma unroll
         for (int c = 0; c < Tile::kChunks; c += Share::kAbreast) {
-          const uint32_t target =
-              Tile::offset(this->row, this->chunk + c) + pass * Share::kRowStep * Tile::kPitch * 2;
+          const uint32_t target = first + pass * Share::kRowStep * Tile::kPitch * 2 + c * 16;
           const bool inside = this->row + pass * Share::kRowStep < rows && this->has_column(c);
-          cp_async_or_zero(shared + target, source + c * 16, inside);
+          cp_async_or_zero(target, source + c * 16, inside);
         }
       }
       source -= step;
