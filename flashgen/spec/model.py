@@ -63,7 +63,7 @@ HeadCount = Annotated[int, _size(1, 4096)]
 Length = Annotated[int, _size(1, 2**30)]
 HeadDimension = Annotated[int, _size(8, 256, 8)]
 Flag = Annotated[bool, Field(strict=True)]
-Registers = Annotated[int, _size(24, 240, 8)]
+Registers = Annotated[int, _size(24, 256, 8)]
 
 
 def _both(value: Any, name: str, keys: tuple[str, str]) -> Any:
@@ -248,8 +248,10 @@ class Schedule(Record, Mapping[str, Any]):
     q_stages: Annotated[int, _size(1, 4)] | None = None
     cluster: Annotated[int, _size(1, 16)] | None = None
     tile_order: Literal["static", "dynamic"] | None = None
+    key_order: Literal["descending", "ascending"] | None = None
+    output_wait: Literal["early", "late"] | None = None
+    rescale: Literal["early", "late"] | None = None
     pack_gqa: Flag | None = None
-    store: Literal["tma", "direct"] | None = None
     o_aliases_q: Flag | None = None
     producer_registers: Registers | None = None
     consumer_registers: Registers | None = None
