@@ -76,7 +76,7 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
     schedule = _schedule(plan)
     yield (
         f"tile_q {plan.tile_q}   tile_kv {plan.tile_kv}   stages {plan.stages}   warps {plan.warps}   "
-        f"family {plan.family}{f' ({schedule})' if schedule else ''}   {plan.blocks_per_sm} blocks per SM"
+        f"family {plan.family}{f' ({schedule})' if schedule else ''}   blocks/SM {plan.blocks_per_sm}"
     )
     yield f"{plan.why.origin}; bound by {plan.why.binding}"
 
