@@ -298,6 +298,34 @@ def test_packed_heads_are_a_dimension_of_their_own(
     assert q["strides"] == (1, 64, 4 * 64, 2 * 64, 300 * 4 * 64)
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads_kv", "seqlen_kv", "schedule", "heads"),
+    [
+        (3, 2, 500, {}, 12),  # no more than there are
+        (50, 2, 500, {}, 200),
+        (50, 2, 2**15, {}, 16),  # 64 MiB hold K and V of 8 heads, each for 2 query heads
+        (50, 2, 2**15, {"pack_gqa": True}, 16),  # 8, but too few balance badly
+        (50, 2, 2**13, {}, 64),
+        (50, 2, 2**13, {"pack_gqa": True}, 32),
+    ],
+)
+def test_a_section_is_the_heads_whose_keys_and_values_share_l2(
+    batch: int, heads_kv: int, seqlen_kv: int, schedule: dict[str, Any], heads: int
+) -> None:
+    plan = sm90_plan(tile_order="dynamic", **schedule)
+    q, kv = (batch, 300, 2 * heads_kv, 64), (batch, seqlen_kv, heads_kv, 64)
+    stride = (1, 1, 1)
+    shapes = parameters.Shapes(q, kv, kv, q, stride, stride, stride, stride)
+    assert parameters.Sm90Parameters(plan, shapes, sms=132).struct.heads_per_section == heads
+
+
+def test_more_tiles_than_an_int_counts_are_refused() -> None:
+    q, stride = (2**26, 64, 64, 64), (1, 1, 1)
+    shapes = parameters.Shapes(q, q, q, q, stride, stride, stride, stride)
+    with pytest.raises(LaunchError, match="4,294,967,296 tiles"):
+        parameters.Sm90Parameters(replace(sm90_plan(), group=1), shapes, sms=132)
+
+
 def test_static_order_needs_no_counter(maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     hopper = FakeDriver(sm90_plan(tile_order="static"), monkeypatch)
     hopper.run(*CASE.tensors())

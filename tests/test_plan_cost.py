@@ -9,9 +9,9 @@ import pytest
 
 from flashgen.arch import ARCHS
 from flashgen.plan import Workload
-from flashgen.plan.constraints import Tiling
 from flashgen.plan.cost import Cost, _makespan, cost, occupancy, resident_blocks
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec.bounds import Q, RowBounds
 
 H200 = ARCHS["sm_90a"]
@@ -94,7 +94,7 @@ def test_resident_blocks(threads: int, registers: int, smem: int, blocks: int) -
 
 
 def test_an_sm90_block_owns_its_sm() -> None:
-    assert occupancy(Tiling("sm90", 128, 64, 2, 8, Sm90Schedule()), 64, 64, H200) == 1
+    assert occupancy(Tiling("sm90", 128, 64, 2, 8, Sm90Schedule()), Head(64, 64), H200) == 1
 
 
 def point(**change: int) -> Tiling:

@@ -165,7 +165,9 @@ schedules = maybe(
     overlap=flag,
     cluster=st.integers(1, 4),
     tile_order=st.sampled_from(["static", "dynamic"]),
-    store=st.sampled_from(["tma", "direct"]),
+    key_order=st.sampled_from(["descending", "ascending"]),
+    output_wait=st.sampled_from(["early", "late"]),
+    rescale=st.sampled_from(["early", "late"]),
     consumer_registers=sizes(24, 240, 8),
 )
 specs = st.fixed_dictionaries(

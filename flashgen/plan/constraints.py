@@ -1,7 +1,7 @@
 """What must fit on the chip: relations between the sizes of a tiling, as sympy expressions.
 
 `FAMILIES[name].constraints` lists them. One definition serves three ends: `violations` is the one legality
-predicate, for solved and for user-given tilings alike; `bound` solves a limit for one unknown
+predicate, for solved, tuned and user-given tilings alike; `bound` solves a limit for one unknown
 (``tile_kv <= ...``), so that the solver enumerates only what is legal; `usage` gives the numbers to print.
 
 Shared memory is laid out in docs/architecture.md, "Shared memory". Registers are per computing thread.
@@ -10,7 +10,7 @@ Shared memory is laid out in docs/architecture.md, "Shared memory". Registers ar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,155 +19,56 @@ import sympy
 
 from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
-
-Expr = Any  # sympy ships no types
-
-
-def _symbols(names: str) -> Any:
-    return sympy.symbols(names, integer=True, nonnegative=True)
-
-
-# The unknowns.
-TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warps")
-# Schedule choices; 0 or 1 where they are yes or no.
-Q_IN_REGISTERS, P_IN_REGISTERS, OVERLAP, PING_PONG, O_ALIASES_Q = _symbols(
-    "q_in_registers p_in_registers overlap ping_pong o_aliases_q"
-)
-Q_STAGES, CLUSTER, PRODUCER_REGISTERS, CONSUMER_REGISTERS = _symbols(
-    "q_stages cluster producer_registers consumer_registers"
-)
-# The head: PITCH is the sm80 row of shared memory, PANEL the sm90 one, D16 the padded width; in elements.
-HEAD_DIM_QK, HEAD_DIM_V, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _symbols(
-    "head_dim_qk head_dim_v pitch_qk pitch_v panel_qk panel_v d16_qk d16_v"
-)
-# The chip.
-SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _symbols("smem_per_block registers_per_sm max_registers")
-# The compiler: registers beyond accumulators.
-REGISTER_OVERHEAD, FRAGMENT_OVERHEAD = _symbols("register_overhead fragment_overhead")
-
-_SYMBOLS = (
-    *UNKNOWNS,
-    Q_IN_REGISTERS,
-    P_IN_REGISTERS,
-    OVERLAP,
-    PING_PONG,
-    O_ALIASES_Q,
-    Q_STAGES,
+from flashgen.plan.tiling import (
     CLUSTER,
-    PRODUCER_REGISTERS,
     CONSUMER_REGISTERS,
-    HEAD_DIM_QK,
-    HEAD_DIM_V,
-    PITCH_QK,
-    PITCH_V,
-    PANEL_QK,
-    PANEL_V,
     D16_QK,
     D16_V,
-    SMEM_PER_BLOCK,
-    REGISTERS_PER_SM,
-    MAX_REGISTERS,
-    REGISTER_OVERHEAD,
     FRAGMENT_OVERHEAD,
+    GROUP,
+    HEAD_DIM_V,
+    MAX_REGISTERS,
+    O_ALIASES_Q,
+    OVERLAP,
+    P_IN_REGISTERS,
+    PACK_GQA,
+    PANEL_QK,
+    PANEL_V,
+    PING_PONG,
+    PITCH_QK,
+    PITCH_V,
+    PRODUCER_REGISTERS,
+    Q_IN_REGISTERS,
+    Q_STAGES,
+    REGISTER_OVERHEAD,
+    REGISTERS_PER_SM,
+    SMEM_PER_BLOCK,
+    STAGES,
+    SYMBOLS,
+    TILE_KV,
+    TILE_ORDER,
+    TILE_Q,
+    WARPS,
+    Expr,
+    Head,
+    Tiling,
 )
 
 BYTES = 2  # per element of q, k, v, o: bf16 and fp16
 MMA_DEPTH = 16  # keys that one mma of P V takes in, on either family
 BARRIER_BYTES = 1024
 ALIGNMENT_BYTES = 1024  # what aligning the base of dynamic shared memory to 1024 B can cost
+PANEL_COLUMNS = 64  # of the 128-byte swizzle, and rows of a warpgroup
 
-# Registers beyond accumulators (addresses, loop state), by consumer warpgroups: 216 of 240 and 128 of 160 are
-# what accumulators can have without spills, measured on an H200. This and `sm80_overhead` are all that comes
-# from the compiler and not from the layout.
-SM90_OVERHEAD: Mapping[int, int] = MappingProxyType({1: 32, 2: 24, 3: 32})
-
-# setmaxnreg of the producer and of each consumer, by consumer warpgroups; the first is the default.
+# setmaxnreg of the producer and of each consumer, by consumer warpgroups; the first is the default. 24 are
+# enough for a producer that only loads; one that also draws its tiles may need 40.
 REGISTER_SPLITS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
     {
-        1: ((56, 256),),
+        1: ((56, 248),),
         2: ((24, 240), (40, 232)),
         3: ((32, 160),),
+        4: ((32, 112),),
     }
-)
-
-
-def pitch(head_dim: int) -> int:
-    """Elements from one row of an sm80 tile to the next: free of bank conflicts under ldmatrix."""
-    d16 = padded(head_dim, 16)
-    return d16 if d16 % 64 == 0 else d16 + 8
-
-
-def padded(size: int, to: int) -> int:
-    """`size` rounded up to a multiple of `to`."""
-    return -(-size // to) * to
-
-
-def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple[int, int]:
-    """Registers of an sm80 thread beyond its accumulators: a base, and more for each m16 fragment of rows.
-
-    Fitted to the least register limit without spills, bisected with NVRTC 13.0 over some 90 tilings, head_dim
-    64 to 256. It is there to be right about how many blocks an SM holds without spills, not to the register.
-    """
-    major, _ = arch.capability
-    if major >= 10:  # the compiler keeps more loads in flight here, whatever the head
-        base, per_fragment = (64, 16) if major == 10 else (56, 8)
-        return base + 16 * (major == 10 and schedule.q_in_registers), per_fragment
-    width = padded(head_dim_qk, 16)
-    k_steps = max(width // 8, (width - 48) // 5)  # addresses and operands of Q and K along the head
-    unswizzled = 8 * (width % 64 != 0)  # rows whose pitch is no power of two: more addresses
-    return 30 + unswizzled, k_steps // 2 if schedule.q_in_registers else k_steps
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """A point of the lattice: everything about a kernel that the solver chooses."""
-
-    family: Literal["sm80", "sm90"]
-    tile_q: int
-    tile_kv: int
-    stages: int
-    warps: int
-    schedule: Sm80Schedule | Sm90Schedule
-
-    def values(self, head_dim_qk: int, head_dim_v: int, arch: Arch) -> dict[Expr, int]:
-        """Numbers for every symbol; choices that the family does not have are 0."""
-        if isinstance(self.schedule, Sm80Schedule):
-            base, per_fragment = sm80_overhead(arch, head_dim_qk, self.schedule)
-        else:
-            base, per_fragment = SM90_OVERHEAD.get(self.warps // 4, max(SM90_OVERHEAD.values())), 0
-        choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
-        values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
-        return values | {
-            TILE_Q: self.tile_q,
-            TILE_KV: self.tile_kv,
-            STAGES: self.stages,
-            WARPS: self.warps,
-            HEAD_DIM_QK: head_dim_qk,
-            HEAD_DIM_V: head_dim_v,
-            PITCH_QK: pitch(head_dim_qk),
-            PITCH_V: pitch(head_dim_v),
-            PANEL_QK: padded(head_dim_qk, 64),
-            PANEL_V: padded(head_dim_v, 64),
-            D16_QK: padded(head_dim_qk, 16),
-            D16_V: padded(head_dim_v, 16),
-            SMEM_PER_BLOCK: arch.smem_per_block,
-            REGISTERS_PER_SM: arch.registers_per_sm,
-            MAX_REGISTERS: arch.max_registers_per_thread,
-            REGISTER_OVERHEAD: base,
-            FRAGMENT_OVERHEAD: per_fragment,
-        }
-
-
-_SCHEDULE_SYMBOLS = (
-    Q_IN_REGISTERS,
-    P_IN_REGISTERS,
-    OVERLAP,
-    PING_PONG,
-    O_ALIASES_Q,
-    Q_STAGES,
-    CLUSTER,
-    PRODUCER_REGISTERS,
-    CONSUMER_REGISTERS,
 )
 
 
@@ -179,7 +80,7 @@ class Limit:
     used: Expr
     allowed: Expr
     needs: str  # "B of shared memory": completes "needs 245,760 ..."
-    of_chip: bool = False  # the limit is the chip's, so the message names the target
+    by: Literal["chip", "kernel", "tiling"] = "tiling"  # who sets the limit: the message names it
 
     @property
     def relation(self) -> Expr:
@@ -241,9 +142,9 @@ def _sm80() -> Family:
         smem,
         registers,
         (
-            Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
-            Limit("registers", registers, own_registers, "registers per thread", of_chip=True),
-            Limit("threads", threads, sympy.Integer(1024), "threads", of_chip=True),
+            Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", by="chip"),
+            Limit("registers", registers, own_registers, "registers per thread", by="chip"),
+            Limit("threads", threads, sympy.Integer(1024), "threads", by="chip"),
             Multiple("rows per warp", TILE_Q, 16 * WARPS, "16 rows of mma.sync m16n8k16 for each warp"),
             Multiple("mma depth", TILE_KV, sympy.Integer(MMA_DEPTH), "the depth of mma.sync m16n8k16 in P V"),
             Multiple("stages", STAGES, sympy.Integer(1), "K/V buffers"),
@@ -254,12 +155,12 @@ def _sm80() -> Family:
 
 def _sm90() -> Family:
     q = BYTES * Q_STAGES * TILE_Q * PANEL_QK
-    o = BYTES * TILE_Q * PANEL_V
+    p = BYTES * TILE_Q * PANEL_COLUMNS * sympy.ceiling(TILE_KV / PANEL_COLUMNS)
     smem = (
         q
         + BYTES * STAGES * TILE_KV * (PANEL_QK + PANEL_V)
-        + (1 - P_IN_REGISTERS) * BYTES * TILE_Q * TILE_KV
-        + (1 - O_ALIASES_Q) * o
+        + (1 - P_IN_REGISTERS) * p
+        + (1 - O_ALIASES_Q) * BYTES * TILE_Q * PANEL_V
         + BARRIER_BYTES
         + ALIGNMENT_BYTES
     )
@@ -271,9 +172,16 @@ def _sm90() -> Family:
         + 4 * sympy.ceiling(HEAD_DIM_V / 8)  # O, fp32
         + REGISTER_OVERHEAD
     )
-    own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
-    block_registers = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
+    threads = 32 * WARPS + 128
+    # What ptxas caps the kernel at, and so what the launch allots to every thread before setmaxnreg. Taking
+    # more than was allotted waits for ever: consumers of 248 beside another block hung an H200.
+    allotted = 8 * sympy.floor(sympy.Min(MAX_REGISTERS, REGISTERS_PER_SM / threads) / 8)
+    pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
+    # q_full and q_empty of a warpgroup with its tile, four barriers of a K/V stage, the cluster's next tile
+    barriers = 36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * TILE_ORDER
     one, widest = sympy.Integer(1), sympy.Integer(256)
+    own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
+    producer = 24 + 16 * (CLUSTER - 1) * TILE_ORDER  # drawing tiles for a cluster spilled at 24
     return Family(
         "sm90",
         frozenset({"tma", "wgmma", "setmaxnreg"}),
@@ -281,23 +189,35 @@ def _sm90() -> Family:
         smem,
         registers,
         (
-            Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", of_chip=True),
+            Limit("shared memory", smem, SMEM_PER_BLOCK, "B of shared memory", by="chip"),
             Limit("registers", registers, own_registers, "registers per thread"),
-            Limit("register file", block_registers, REGISTERS_PER_SM, "registers per block", of_chip=True),
-            Limit("threads", 32 * WARPS + 128, sympy.Integer(1024), "threads", of_chip=True),
-            Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", of_chip=True),
-            Limit("WGMMA width of O", HEAD_DIM_V, widest, "columns of wgmma m64nNk16", of_chip=True),
+            Limit("register pool", pool, threads * allotted, "registers per block", by="chip"),
+            Limit("setmaxnreg of the producer", PRODUCER_REGISTERS, allotted, "registers to keep"),
+            Limit("setmaxnreg of consumers", allotted, CONSUMER_REGISTERS, "registers, those of the launch,"),
+            Limit("setmaxnreg", CONSUMER_REGISTERS, widest, "registers", by="chip"),
+            Limit("producer", producer, PRODUCER_REGISTERS, "registers of the producer"),
+            Limit("threads", threads, sympy.Integer(1024), "threads", by="chip"),
+            Limit("warpgroups", WARPS, sympy.Integer(16), "warps that compute", by="kernel"),
+            Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", by="chip"),
+            Limit("WGMMA width of O", HEAD_DIM_V, widest, "columns of wgmma m64nNk16", by="chip"),
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
-            Limit("O staged in Q", O_ALIASES_Q * o, q, "B of Q's buffer"),
+            Limit("O staged in Q", O_ALIASES_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
-            Limit("setmaxnreg of consumers", CONSUMER_REGISTERS, widest, "registers", of_chip=True),
-            Limit("setmaxnreg of the producer", sympy.Integer(24), PRODUCER_REGISTERS, "registers"),
-            Limit("cluster", CLUSTER, sympy.Integer(8), "blocks in a cluster", of_chip=True),
-            Multiple("warpgroups", WARPS, sympy.Integer(4), "warpgroups of 4 warps"),
+            # tile_kv is a multiple of 16, so that each block's share is whole 8-row patterns of the swizzle
+            Limit("cluster", CLUSTER, sympy.Integer(2), "blocks in a cluster", by="kernel"),
+            Limit("packed heads", 2 * PACK_GQA, GROUP, "query heads per K/V head to pack"),
+            Limit("barriers", barriers, sympy.Integer(BARRIER_BYTES), "B of barriers", by="kernel"),
+            Multiple("whole warpgroups", WARPS, sympy.Integer(4), "warpgroups of 4 warps"),
             Multiple("rows per warp", TILE_Q, 16 * WARPS, "64 rows of wgmma for each warpgroup"),
             Multiple("WGMMA depth", TILE_KV, sympy.Integer(MMA_DEPTH), "the depth of wgmma in P V"),
             Multiple("setmaxnreg step", CONSUMER_REGISTERS, sympy.Integer(8), "setmaxnreg"),
             Multiple("setmaxnreg step, producer", PRODUCER_REGISTERS, sympy.Integer(8), "setmaxnreg"),
+            Multiple(
+                "packed rows",
+                sympy.Integer(PANEL_COLUMNS),
+                1 + PACK_GQA * (GROUP - 1),
+                "the query heads of a K/V head, which a warpgroup's 64 rows hold whole positions of",
+            ),
             Multiple("stages", STAGES, one, "K/V buffers"),
             Multiple("Q stages", Q_STAGES, one, "Q buffers"),
             Multiple("cluster size", CLUSTER, one, "blocks in a cluster"),
@@ -326,23 +246,23 @@ class Usage:
         return self.used > 0 and self.allowed > 0 and self.used % self.allowed == 0
 
 
-def usage(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> tuple[Usage, ...]:
+def usage(tiling: Tiling, head: Head, arch: Arch) -> tuple[Usage, ...]:
     """Every constraint of the tiling's family, in numbers."""
-    values = tiling.values(head_dim_qk, head_dim_v, arch)
+    values = tiling.values(head, arch)
     numbers = _evaluate(tiling.family, values)
     constraints = FAMILIES[tiling.family].constraints
     sides = zip(constraints, numbers[0::2], numbers[1::2], strict=True)
     return tuple(Usage(constraint, used, allowed) for constraint, used, allowed in sides)
 
 
-def violations(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> tuple[Usage, ...]:
+def violations(tiling: Tiling, head: Head, arch: Arch) -> tuple[Usage, ...]:
     """The constraints that the tiling breaks; empty for a legal one. The one legality predicate."""
-    return tuple(use for use in usage(tiling, head_dim_qk, head_dim_v, arch) if not use.holds)
+    return tuple(use for use in usage(tiling, head, arch) if not use.holds)
 
 
-def smem_and_registers(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> tuple[int, int]:
+def smem_and_registers(tiling: Tiling, head: Head, arch: Arch) -> tuple[int, int]:
     """Bytes of a block, and predicted registers of a computing thread."""
-    by_name = {use.constraint.name: use.used for use in usage(tiling, head_dim_qk, head_dim_v, arch)}
+    by_name = {use.constraint.name: use.used for use in usage(tiling, head, arch)}
     return by_name["shared memory"], by_name["registers"]
 
 
@@ -350,7 +270,8 @@ def bound(limit: Limit, unknown: Expr) -> tuple[Expr, ...]:
     """The limit solved for one of tile_q, tile_kv, stages: upper bounds that must all hold.
 
     One for each branch of a maximum: ``max(a, b) <= c`` is ``a <= c`` and ``b <= c``. A branch without the
-    unknown, or where it only shrinks what is used, bounds nothing.
+    unknown, or where it only shrinks what is used, bounds nothing. What is used in whole panels counts as if
+    panels could be cut, so a point within the bound can still break the limit; `violations` decides.
     """
     solved = []
     for slope, rest in _linear(limit, unknown):
@@ -365,7 +286,7 @@ def largest(family: Family, unknown: Expr, values: Mapping[Expr, int]) -> tuple[
     inf and None where nothing bounds it; -inf where a limit is broken whatever the unknown is.
     """
     best: tuple[float, Limit | None] = (float("inf"), None)
-    arguments = [values[s] for s in _SYMBOLS]
+    arguments = [values[s] for s in SYMBOLS]
     for limit, solved in _bounds(family.name, unknown):
         for slope, room in solved:
             per_unit, left = slope(*arguments), room(*arguments)
@@ -378,8 +299,9 @@ def largest(family: Family, unknown: Expr, values: Mapping[Expr, int]) -> tuple[
 
 def _linear(limit: Limit, unknown: Expr) -> tuple[tuple[Expr, Expr], ...]:
     """``(slope, rest)`` of each branch of `used` as a polynomial of degree at most one in the unknown."""
+    whole = {ceiling: ceiling.args[0] for ceiling in limit.used.atoms(sympy.ceiling) if ceiling.has(unknown)}
     pairs = []
-    for branch in sympy.Max.make_args(limit.used):
+    for branch in sympy.Max.make_args(limit.used.xreplace(whole)):
         rest, slope = (sympy.Poly(branch, unknown).nth(power) for power in (0, 1))
         pairs.append((slope, rest))
     return tuple(pairs)
@@ -401,15 +323,15 @@ def _bounds(family: str, unknown: Expr) -> tuple[tuple[Limit, tuple[tuple[_Numer
 
 
 def _numeric(expr: Expr) -> _Numeric:
-    return sympy.lambdify(_SYMBOLS, expr, "math")  # type: ignore[no-any-return]
+    return sympy.lambdify(SYMBOLS, expr, "math")  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=4)
 def _compiled(family: str) -> _Numeric:
     expressions = [side for c in FAMILIES[family].constraints for side in (c.used, c.allowed)]
-    return sympy.lambdify(_SYMBOLS, expressions, "math", cse=True)  # type: ignore[no-any-return]
+    return sympy.lambdify(SYMBOLS, expressions, "math", cse=True)  # type: ignore[no-any-return]
 
 
 def _evaluate(family: str, values: Mapping[Expr, int]) -> list[int]:
     # Fractions appear only where a Multiple is broken as well; what is needed rounds up.
-    return [-int(-number // 1) for number in _compiled(family)(*(values[s] for s in _SYMBOLS))]
+    return [-int(-number // 1) for number in _compiled(family)(*(values[s] for s in SYMBOLS))]

@@ -15,9 +15,10 @@ from math import ceil
 import numpy as np
 
 from flashgen.arch import Arch
-from flashgen.plan.constraints import Tiling, padded, smem_and_registers
+from flashgen.plan.constraints import smem_and_registers
 from flashgen.plan.io import BYTES, IoModel
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.tiling import Head, Tiling, padded
 from flashgen.plan.workload import Workload
 
 SMEM_BYTES_PER_CLOCK = 128  # per SM: 32 banks of 4 bytes
@@ -86,11 +87,11 @@ def resident_blocks(arch: Arch, *, threads: int, registers: int, smem_bytes: int
     )
 
 
-def occupancy(tiling: Tiling, head_dim_qk: int, head_dim_v: int, arch: Arch) -> int:
+def occupancy(tiling: Tiling, head: Head, arch: Arch) -> int:
     """Resident blocks per SM; an sm90 block owns its SM."""
     if tiling.family == "sm90":
         return 1
-    smem, registers = smem_and_registers(tiling, head_dim_qk, head_dim_v, arch)
+    smem, registers = smem_and_registers(tiling, head, arch)
     return resident_blocks(arch, threads=32 * tiling.warps, registers=registers, smem_bytes=smem)
 
 
@@ -98,10 +99,10 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     """Predict a legal tiling's time for a workload."""
     w = workload
     counts = w.tiles(tiling.tile_q, tiling.tile_kv)
-    smem, _ = smem_and_registers(tiling, w.head_dim_qk, w.head_dim_v, arch)
+    smem, _ = smem_and_registers(tiling, w.head, arch)
     heads = w.batch * w.heads_q
     blocks = counts.q_tiles * heads
-    per_sm = max(1, min(occupancy(tiling, w.head_dim_qk, w.head_dim_v, arch), ceil(blocks / arch.sms)))
+    per_sm = max(1, min(occupancy(tiling, w.head, arch), ceil(blocks / arch.sms)))
 
     masked = counts.masked / max(counts.visited, 1)
     tensor, exp2, fp32, shared = _pipes(tiling, w, arch, masked)

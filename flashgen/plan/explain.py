@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from flashgen.arch import Arch
 from flashgen.errors import Location, PlanError, Problem
-from flashgen.plan.constraints import (
-    FAMILIES,
-    MMA_DEPTH,
-    TILE_KV,
-    UNKNOWNS,
-    Limit,
-    Tiling,
-    Usage,
-    largest,
-    usage,
-    violations,
-)
+from flashgen.plan.constraints import FAMILIES, MMA_DEPTH, Limit, Usage, largest, usage, violations
 from flashgen.plan.cost import Cost
 from flashgen.plan.lattice import TILE_KV_STEP, Given, lattice
 from flashgen.plan.model import Explanation
+from flashgen.plan.tiling import TILE_KV, UNKNOWNS, Tiling
 from flashgen.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -36,7 +26,8 @@ def reason(use: Usage, arch: Arch) -> str:
     """What a broken constraint says: ``needs 245,760 B of shared memory; sm_90a allows 232,448``."""
     constraint = use.constraint
     if isinstance(constraint, Limit):
-        who = f"{arch.target} allows" if constraint.of_chip else "there are"
+        allowed_by = {"chip": f"{arch.target} allows", "kernel": "the kernel takes", "tiling": "there are"}
+        who = allowed_by[constraint.by]
         return f"needs {use.used:,} {constraint.needs}; {who} {use.allowed:,}"
     return f"gives {use.used}, which must be a multiple of {use.allowed} ({constraint.needs})"
 
@@ -45,8 +36,8 @@ def explain(
     best: Tiling, costs: Mapping[Tiling, Cost], workload: Workload, given: Given, arch: Arch
 ) -> Explanation:
     """The winner's binding constraint, the slack of all, and why each neighbour lost."""
-    head = (workload.head_dim_qk, workload.head_dim_v)
-    uses = usage(best, *head, arch)
+    head = workload.head
+    uses = usage(best, head, arch)
     return Explanation(
         binding=_binding(best, workload, given, arch),
         slack=tuple(
@@ -64,7 +55,7 @@ def _binding(best: Tiling, workload: Workload, given: Given, arch: Arch) -> str:
     if given.kv is not None:
         return f"given: tile_kv = {given.kv}"
     family = FAMILIES[best.family]
-    most, limit = largest(family, TILE_KV, best.values(workload.head_dim_qk, workload.head_dim_v, arch))
+    most, limit = largest(family, TILE_KV, best.values(workload.head, arch))
     if limit is not None and best.tile_kv + TILE_KV_STEP[best.family] > most:
         return f"{limit.name}: tile_kv <= {int(most)}"
     if limit is None:
@@ -95,25 +86,25 @@ def _against(
     costed = [costs[p].seconds for p in there if p in costs]
     if costed:
         return f"{100 * (min(costed) / costs[best].seconds - 1):+.1f}% predicted time"
-    head = (workload.head_dim_qk, workload.head_dim_v)
-    nearest = min(there, key=lambda p: _excess(violations(p, *head, arch)))
-    return "; ".join(reason(use, arch) for use in violations(nearest, *head, arch))
+    head = workload.head
+    nearest = min(there, key=lambda p: _excess(violations(p, head, arch)))
+    return "; ".join(reason(use, arch) for use in violations(nearest, head, arch))
 
 
 def impossible(spec: AttentionSpec, workload: Workload, given: Given, family: str, arch: Arch) -> PlanError:
     """The error for a lattice without a legal point: the constraints that its nearest point breaks."""
-    head = (workload.head_dim_qk, workload.head_dim_v)
+    head = workload.head
     nearest = min(
-        lattice(FAMILIES[family], workload, given), key=lambda point: _excess(violations(point, *head, arch))
+        lattice(FAMILIES[family], workload, given), key=lambda point: _excess(violations(point, head, arch))
     )
     return refusal(nearest, workload, given, arch, spec)
 
 
 def refusal(tiling: Tiling, workload: Workload, given: Given, arch: Arch, spec: AttentionSpec) -> PlanError:
     """What a tiling breaks, each with both numbers, at the spec's line that asked for it."""
-    head = (workload.head_dim_qk, workload.head_dim_v)
+    head = workload.head
     problems = []
-    for use in violations(tiling, *head, arch):
+    for use in violations(tiling, head, arch):
         subject, location = _subject(use, tiling, given, spec)
         verb = reason(use, arch)
         if "," in subject:  # several sizes need, one size needs
@@ -147,13 +138,18 @@ def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> t
 def _hint(use: Usage, tiling: Tiling, workload: Workload, arch: Arch) -> str | None:
     if not isinstance(use.constraint, Limit) or not use.constraint.used.has(TILE_KV):
         return None
-    values = tiling.values(workload.head_dim_qk, workload.head_dim_v, arch)
-    most, _ = largest(FAMILIES[tiling.family], TILE_KV, values)
+    most, _ = largest(FAMILIES[tiling.family], TILE_KV, tiling.values(workload.head, arch))
     beside = f"tile_q={tiling.tile_q}, stages={tiling.stages}, warps={tiling.warps}"
     fitting = int(max(most, 0)) // MMA_DEPTH * MMA_DEPTH
+    while fitting > 0 and _breaks(use, replace(tiling, tile_kv=fitting), workload, arch):
+        fitting -= MMA_DEPTH
     if fitting <= 0:
         return f"no tile_kv fits beside {beside}: lower those, or leave them to the solver"
     return f"the largest tile_kv that fits beside {beside} is {fitting}"
+
+
+def _breaks(use: Usage, tiling: Tiling, workload: Workload, arch: Arch) -> bool:
+    return use.constraint in [other.constraint for other in violations(tiling, workload.head, arch)]
 
 
 def _excess(broken: Sequence[Usage]) -> float:

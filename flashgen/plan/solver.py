@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from flashgen.arch import Arch
 from flashgen.errors import PlanError
-from flashgen.plan.constraints import Tiling, smem_and_registers, violations
+from flashgen.plan.constraints import smem_and_registers, violations
 from flashgen.plan.cost import Cost, cost, occupancy
 from flashgen.plan.explain import explain, impossible, reason
 from flashgen.plan.lattice import family_and_given, legal
 from flashgen.plan.model import KernelPlan, MaskPlan
+from flashgen.plan.tiling import Head, Tiling
 from flashgen.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -83,24 +84,24 @@ def validate(plan: KernelPlan, arch: Arch) -> None:
     if plan.target != arch.target:
         raise PlanError(f"the plan is for {plan.target}, not for {arch.target}")
     tiling = Tiling(plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
-    head = (plan.head_dim_qk, plan.head_dim_v)
-    if broken := violations(tiling, *head, arch):
+    head = Head(plan.head_dim_qk, plan.head_dim_v, plan.group)
+    if broken := violations(tiling, head, arch):
         sizes = f"tile_q={plan.tile_q}, tile_kv={plan.tile_kv}, stages={plan.stages}, warps={plan.warps}"
         raise PlanError("; ".join(f"{sizes}: {reason(use, arch)}" for use in broken))
-    smem, registers = smem_and_registers(tiling, *head, arch)
-    implied = {"smem_bytes": smem, "registers": registers, "blocks_per_sm": occupancy(tiling, *head, arch)}
+    smem, registers = smem_and_registers(tiling, head, arch)
+    implied = {"smem_bytes": smem, "registers": registers, "blocks_per_sm": occupancy(tiling, head, arch)}
     for name, value in implied.items():
         if getattr(plan, name) != value:
             raise PlanError(f"the plan says {name}={getattr(plan, name):,}, but its tiles imply {value:,}")
 
 
 def _footprint(tiling: Tiling, workload: Workload, arch: Arch) -> tuple[int, int]:
-    return smem_and_registers(tiling, workload.head_dim_qk, workload.head_dim_v, arch)
+    return smem_and_registers(tiling, workload.head, arch)
 
 
 def _plan(tiling: Tiling, spec: AttentionSpec, workload: Workload, arch: Arch) -> KernelPlan:
-    head = (workload.head_dim_qk, workload.head_dim_v)
-    smem, registers = smem_and_registers(tiling, *head, arch)
+    head = workload.head
+    smem, registers = smem_and_registers(tiling, head, arch)
     return KernelPlan(
         spec=spec.name,
         family=tiling.family,
@@ -119,5 +120,5 @@ def _plan(tiling: Tiling, spec: AttentionSpec, workload: Workload, arch: Arch) -
         schedule=tiling.schedule,
         smem_bytes=smem,
         registers=registers,
-        blocks_per_sm=occupancy(tiling, *head, arch),
+        blocks_per_sm=occupancy(tiling, head, arch),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flashgen.plan.tiles import Align, TileCounts, count
+from flashgen.plan.tiling import Head
 from flashgen.spec.bounds import RowBounds
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class Workload:
             align=attention.align,
             bounds=attention.mask.bounds,
         )
+
+    @property
+    def head(self) -> Head:
+        """What the constraints depend on."""
+        return Head(self.head_dim_qk, self.head_dim_v, self.heads_q // self.heads_kv)
 
     def tiles(self, tile_q: int, tile_kv: int) -> TileCounts:
         """Tiles, rows and pairs of one (batch, head)."""

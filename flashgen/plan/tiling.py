@@ -1,0 +1,143 @@
+"""A point of the solver's lattice, and the symbols that the constraints speak of it in.
+
+`Tiling.values` gives every symbol its number: sizes of the tiling, of the head, of the chip, and the
+registers that the compiler adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+import sympy
+
+from flashgen.arch import Arch
+from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+
+Expr = Any  # sympy ships no types
+
+
+def _symbols(names: str) -> Any:
+    return sympy.symbols(names, integer=True, nonnegative=True)
+
+
+# The unknowns.
+TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warps")
+# Schedule choices; 0 or 1 where they are yes or no, and for a tile order 1 where it is dynamic.
+_SCHEDULE_SYMBOLS = _symbols(
+    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa tile_order "
+    "q_stages cluster producer_registers consumer_registers"
+)
+(
+    Q_IN_REGISTERS,
+    P_IN_REGISTERS,
+    OVERLAP,
+    PING_PONG,
+    O_ALIASES_Q,
+    PACK_GQA,
+    TILE_ORDER,
+    Q_STAGES,
+    CLUSTER,
+    PRODUCER_REGISTERS,
+    CONSUMER_REGISTERS,
+) = _SCHEDULE_SYMBOLS
+# The head: PITCH is the sm80 row of shared memory, PANEL the sm90 one, D16 the padded width; in elements.
+_HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
+HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
+# The chip.
+_CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
+SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
+# The compiler: registers beyond accumulators.
+REGISTER_OVERHEAD, FRAGMENT_OVERHEAD = _OVERHEAD_SYMBOLS = _symbols("register_overhead fragment_overhead")
+
+SYMBOLS: tuple[Expr, ...] = (
+    *UNKNOWNS,
+    *_SCHEDULE_SYMBOLS,
+    *_HEAD_SYMBOLS,
+    *_CHIP_SYMBOLS,
+    *_OVERHEAD_SYMBOLS,
+)
+
+# Registers of an sm90 consumer beyond its accumulators (addresses, loop state), by consumer warpgroups. This
+# and `sm80_overhead` are all that comes from the compiler and not from the layout.
+SM90_OVERHEAD: Mapping[int, int] = MappingProxyType({1: 32, 2: 24, 3: 32, 4: 32})
+
+
+def pitch(head_dim: int) -> int:
+    """Elements from one row of an sm80 tile to the next: free of bank conflicts under ldmatrix."""
+    d16 = padded(head_dim, 16)
+    return d16 if d16 % 64 == 0 else d16 + 8
+
+
+def padded(size: int, to: int) -> int:
+    """`size` rounded up to a multiple of `to`."""
+    return -(-size // to) * to
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the constraints must know of an attention: its head's width, and query heads per K/V head."""
+
+    dim_qk: int
+    dim_v: int
+    group: int = 1
+
+
+def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple[int, int]:
+    """Registers of an sm80 thread beyond its accumulators: a base, and more for each m16 fragment of rows.
+
+    Fitted to the least register limit without spills, bisected with NVRTC 13.0 over some 90 tilings, head_dim
+    64 to 256. It is there to be right about how many blocks an SM holds without spills, not to the register.
+    """
+    major, _ = arch.capability
+    if major >= 10:  # the compiler keeps more loads in flight here, whatever the head
+        base, per_fragment = (64, 16) if major == 10 else (56, 8)
+        return base + 16 * (major == 10 and schedule.q_in_registers), per_fragment
+    width = padded(head_dim_qk, 16)
+    k_steps = max(width // 8, (width - 48) // 5)  # addresses and operands of Q and K along the head
+    unswizzled = 8 * (width % 64 != 0)  # rows whose pitch is no power of two: more addresses
+    return 30 + unswizzled, k_steps // 2 if schedule.q_in_registers else k_steps
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A point of the lattice: everything about a kernel that the solver chooses."""
+
+    family: Literal["sm80", "sm90"]
+    tile_q: int
+    tile_kv: int
+    stages: int
+    warps: int
+    schedule: Sm80Schedule | Sm90Schedule
+
+    def values(self, head: Head, arch: Arch) -> dict[Expr, int]:
+        """Numbers for every symbol; choices that the family does not have are 0."""
+        if isinstance(self.schedule, Sm80Schedule):
+            base, per_fragment = sm80_overhead(arch, head.dim_qk, self.schedule)
+        else:
+            base, per_fragment = SM90_OVERHEAD.get(self.warps // 4, max(SM90_OVERHEAD.values())), 0
+        choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
+        choices["tile_order"] = choices.get("tile_order") == "dynamic"
+        values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
+        return values | {
+            TILE_Q: self.tile_q,
+            TILE_KV: self.tile_kv,
+            STAGES: self.stages,
+            WARPS: self.warps,
+            HEAD_DIM_QK: head.dim_qk,
+            HEAD_DIM_V: head.dim_v,
+            GROUP: head.group,
+            PITCH_QK: pitch(head.dim_qk),
+            PITCH_V: pitch(head.dim_v),
+            PANEL_QK: padded(head.dim_qk, 64),
+            PANEL_V: padded(head.dim_v, 64),
+            D16_QK: padded(head.dim_qk, 16),
+            D16_V: padded(head.dim_v, 16),
+            SMEM_PER_BLOCK: arch.smem_per_block,
+            REGISTERS_PER_SM: arch.registers_per_sm,
+            MAX_REGISTERS: arch.max_registers_per_thread,
+            REGISTER_OVERHEAD: base,
+            FRAGMENT_OVERHEAD: per_fragment,
+        }
