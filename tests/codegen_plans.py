@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashgen.plan.constraints import pitch
 from flashgen.plan.model import KernelPlan, MaskPlan, Sm80Schedule
 from flashgen.spec.bounds import Q, RowBounds
 
@@ -14,6 +13,12 @@ BOUNDS = {
     "window1024": RowBounds(Q - 1023, Q),
     "future": RowBounds(Q, None),
 }
+
+
+def pitch(head_dim: int) -> int:
+    """Elements per row of a shared tile, as docs/architecture.md has it."""
+    columns = -(-head_dim // 16) * 16
+    return columns if columns % 64 == 0 else columns + 8
 
 
 def sm80_plan(
@@ -61,7 +66,7 @@ def sm80_plan(
 SM80_PLANS = [
     sm80_plan(64, 128, 128),
     sm80_plan(64, 128, 64, stages=2, mask="window1024", dtype="fp16"),
-    sm80_plan(64, 128, 128, q_in_registers=True, mask="full"),
+    sm80_plan(64, 128, 64, 8, blocks=1, q_in_registers=True, mask="full"),
     sm80_plan(80, mask="full", align="top_left"),
     sm80_plan(96, stages=2, align="top_left"),
     sm80_plan(128, group=4),
