@@ -1,7 +1,7 @@
 """The kernels in ``generated/``, committed to be read and reviewed as diffs, are what the templates print.
 
 Each lies beside a manifest that holds its plan. Whether the solver still arrives at that plan is for
-``flashgen build --check`` to say; a change of a template shows here. ``flashgen build SPEC...`` takes it over.
+``flashgen build --check`` to say; a change of a template shows here, and ``flashgen build`` takes it over.
 """
 
 from __future__ import annotations
