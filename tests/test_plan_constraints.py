@@ -209,7 +209,7 @@ THREE = Sm90Schedule(producer_registers=32, consumer_registers=160)
             {"setmaxnreg", "register pool"},
         ),
         (Tiling("sm90", 128, 64, 2, 8, replace(TWO, producer_registers=16)), 64, {"producer"}),
-        (Tiling("sm90", 128, 64, 2, 8, replace(TWO, cluster=4)), 64, {"cluster"}),
+        (Tiling("sm90", 128, 64, 2, 8, replace(TWO, cluster=4)), 64, {"cluster", "producer"}),
         (Tiling("sm90", 128, 64, 2, 8, replace(TWO, cluster=2, tile_order="dynamic")), 64, {"producer"}),
         (Tiling("sm90", 128, 64, 2, 8, replace(TWO, pack_gqa=True)), 64, {"packed heads"}),
         (Tiling("sm90", 64, 16, 16, 4, replace(ONE, q_stages=16)), 8, {"barriers"}),

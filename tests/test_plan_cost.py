@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flashgen.arch import ARCHS
+from flashgen.explore import ranking
 from flashgen.plan import Workload
 from flashgen.plan.cost import Cost, _makespan, cost, occupancy, resident_blocks
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec.bounds import Q, RowBounds
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import solver_ranking
 
 H200 = ARCHS["sm_90a"]
 
@@ -34,26 +40,50 @@ def workload(head_dim: int, seqlen: int, bounds: RowBounds = RowBounds(None, Non
     )
 
 
-THREE = {"producer_registers": 32, "consumer_registers": 160}
+def test_the_hopper_measurements_are_met() -> None:
+    """benchmarks/data: 306 tilings on an H200. Within a cell of the grid ratios are met, and so is the best.
+
+    The rates themselves, which move by 5% from run to run, are met less closely.
+    """
+    regrets, ratios, rates = [], [], []
+    for cell in solver_ranking.cells():
+        predicted, measured = np.array(cell.predicted), np.array(cell.measured)
+        error = np.log(predicted / measured)
+        ratios.extend(error - error.mean())
+        rates.extend(error)
+        regrets.append(ranking.regret(cell.predicted, cell.measured))
+    assert len(ratios) > 300
+    assert np.std(ratios) < 0.03
+    assert np.std(rates) < 0.06 and abs(np.mean(rates)) < 0.03
+    assert np.mean(regrets) < 0.01
+    assert max(regrets) < 0.08
 
 
 @pytest.mark.parametrize(
-    "head_dim, tile_q, tile_kv, schedule, tflops",
-    [
-        (128, 128, 128, Sm90Schedule(), 661),
-        (128, 128, 128, Sm90Schedule(ping_pong=False), 489),
-        (128, 128, 128, Sm90Schedule(overlap=False), 520),
-        (64, 192, 128, Sm90Schedule(**THREE), 538),
-        (64, 192, 128, Sm90Schedule(ping_pong=False, **THREE), 495),
-        (256, 128, 80, Sm90Schedule(), 715),
-    ],
+    "change, least, most", [({"ping_pong": False}, 1.02, 1.4), ({"overlap": False}, 1.05, 1.4)]
 )
-def test_the_hopper_ablation_is_met_within_a_tenth(
-    head_dim: int, tile_q: int, tile_kv: int, schedule: Sm90Schedule, tflops: float
-) -> None:
-    """Measured on an H200: bf16, full, seqlen 16k."""
-    tiling = Tiling("sm90", tile_q, tile_kv, 2, tile_q // 16, schedule)
-    assert cost(tiling, workload(head_dim, 16384), H200).tflops == pytest.approx(tflops, rel=0.10)
+def test_without_either_overlap_hopper_is_slower(change: dict[str, bool], least: float, most: float) -> None:
+    seconds = [
+        cost(Tiling("sm90", 128, 128, 2, 8, Sm90Schedule(**fields)), workload(128, 16384), H200).seconds
+        for fields in ({}, change)
+    ]
+    assert least < seconds[1] / seconds[0] < most
+
+
+def test_one_warpgroup_is_slower_than_two() -> None:
+    one = Sm90Schedule(ping_pong=False, producer_registers=56, consumer_registers=248)
+    w = workload(128, 16384)
+    alone = cost(Tiling("sm90", 64, 128, 2, 4, one), w, H200).seconds
+    assert alone > 1.3 * cost(Tiling("sm90", 128, 128, 2, 8, Sm90Schedule()), w, H200).seconds
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert ranking.rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
+    assert ranking.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert ranking.rank_correlation([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
+    assert ranking.rank_correlation([1, 1], [1, 2]) is None
+    assert ranking.rank_correlation([1], [1]) is None
+    assert ranking.regret([1, 3, 2], [10, 8, 5]) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("head_dim, tile_kv, warps", [(64, 128, 4), (128, 64, 4), (256, 64, 8)])

@@ -148,7 +148,7 @@ def test_known_good_ampere_choices(head_dim: int, target: str, expected: set[tup
     "head_dim, tile_q, tile_kv",
     [
         (64, 192, {128, 192}),
-        (128, 128, {128, 144, 160, 176}),
+        (128, 128, {128, 144, 160, 176, 192}),
         (192, 128, {112}),
         (256, 128, {80}),
     ],

@@ -37,6 +37,7 @@ from flashgen.plan.tiling import (
     PING_PONG,
     PITCH_QK,
     PITCH_V,
+    PRODUCER_NEED,
     PRODUCER_REGISTERS,
     Q_IN_REGISTERS,
     Q_STAGES,
@@ -60,14 +61,14 @@ BARRIER_BYTES = 1024
 ALIGNMENT_BYTES = 1024  # what aligning the base of dynamic shared memory to 1024 B can cost
 PANEL_COLUMNS = 64  # of the 128-byte swizzle, and rows of a warpgroup
 
-# setmaxnreg of the producer and of each consumer, by consumer warpgroups; the first is the default. 24 are
-# enough for a producer that only loads; one that also draws its tiles may need 40.
+# setmaxnreg of the producer and of each consumer, by consumer warpgroups; the first whose producer has what
+# it needs is taken.
 REGISTER_SPLITS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
     {
         1: ((56, 248),),
         2: ((24, 240), (40, 232)),
-        3: ((32, 160),),
-        4: ((32, 112),),
+        3: ((32, 160), (40, 152)),
+        4: ((32, 112), (40, 104)),
     }
 )
 
@@ -181,7 +182,6 @@ def _sm90() -> Family:
     barriers = 36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * TILE_ORDER
     one, widest = sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
-    producer = 24 + 16 * (CLUSTER - 1) * TILE_ORDER  # drawing tiles for a cluster spilled at 24
     return Family(
         "sm90",
         frozenset({"tma", "wgmma", "setmaxnreg"}),
@@ -195,7 +195,7 @@ def _sm90() -> Family:
             Limit("setmaxnreg of the producer", PRODUCER_REGISTERS, allotted, "registers to keep"),
             Limit("setmaxnreg of consumers", allotted, CONSUMER_REGISTERS, "registers, those of the launch,"),
             Limit("setmaxnreg", CONSUMER_REGISTERS, widest, "registers", by="chip"),
-            Limit("producer", producer, PRODUCER_REGISTERS, "registers of the producer"),
+            Limit("producer", PRODUCER_NEED, PRODUCER_REGISTERS, "registers of the producer"),
             Limit("threads", threads, sympy.Integer(1024), "threads", by="chip"),
             Limit("warpgroups", WARPS, sympy.Integer(16), "warps that compute", by="kernel"),
             Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", by="chip"),

@@ -19,7 +19,7 @@ from flashgen.plan.constraints import (
     violations,
 )
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
-from flashgen.plan.tiling import TILE_KV, Tiling, padded
+from flashgen.plan.tiling import TILE_KV, Head, Tiling, padded, producer_need
 from flashgen.plan.workload import Workload
 from flashgen.spec.suggest import did_you_mean, quoted
 
@@ -149,30 +149,40 @@ def _stages(family: Family, given: Given) -> tuple[int, ...]:
 def _schedules(
     family: Family, workload: Workload, tile_q: int, warps: int, given: Given
 ) -> list[Sm80Schedule | Sm90Schedule]:
-    options: list[Sm80Schedule | Sm90Schedule]
     if family.name == "sm80":
         options = [Sm80Schedule(q_in_registers=choice) for choice in (False, True)]
-    else:
-        options = list(_sm90_schedules(workload, max(1, warps // 4)))
-    return list(dict.fromkeys(replace(option, **given.schedule) for option in options))
+        return list(dict.fromkeys(replace(option, **given.schedule) for option in options))
+    return list(dict.fromkeys(_sm90_schedules(workload, max(1, warps // 4), given)))
 
 
-def _sm90_schedules(workload: Workload, warpgroups: int) -> Iterator[Sm90Schedule]:
-    """What measured well on an H200. P in shared memory, no overlap, clusters and ascending keys are there to
-    be asked for under `tiles.schedule`; none of them was ahead by more than the noise.
+def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterator[Sm90Schedule]:
+    """What measured well on an H200. P in shared memory, no overlap, clusters, other orders are there to be
+    asked for under `tiles.schedule`, and `flashgen tune` tries some; none was ahead everywhere.
     """
     bounds, head = workload.bounds, workload.head
     uneven = bounds.first is not None or bounds.last is not None
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
-    splits = REGISTER_SPLITS.get(warpgroups, REGISTER_SPLITS[max(REGISTER_SPLITS)])
-    for (producer, consumer), q_stages, o_aliases_q in product(splits, (2, 1), (False, True)):
-        yield Sm90Schedule(
+    for q_stages, o_aliases_q in product((2, 1), (False, True)):
+        schedule = Sm90Schedule(
             ping_pong=warpgroups > 1,
             q_stages=q_stages,
             tile_order="dynamic" if uneven else "static",
             pack_gqa=short and head.group > 1 and PANEL_COLUMNS % head.group == 0,
             o_aliases_q=o_aliases_q,
-            producer_registers=producer,
-            consumer_registers=consumer,
         )
+        yield with_registers(replace(schedule, **given.schedule), workload.head, warpgroups, given.schedule)
+
+
+def with_registers(
+    schedule: Sm90Schedule, head: Head, warpgroups: int, given: Mapping[str, Any]
+) -> Sm90Schedule:
+    """The schedule with the first register split that its producer can live with; `given` ones are kept."""
+    splits = REGISTER_SPLITS.get(warpgroups, REGISTER_SPLITS[max(REGISTER_SPLITS)])
+    need = producer_need(head, schedule)
+    producer, consumer = next((split for split in splits if split[0] >= need), splits[-1])
+    return replace(
+        schedule,
+        producer_registers=given.get("producer_registers", producer),
+        consumer_registers=given.get("consumer_registers", consumer),
+    )

@@ -84,7 +84,7 @@ def validate(plan: KernelPlan, arch: Arch) -> None:
     if plan.target != arch.target:
         raise PlanError(f"the plan is for {plan.target}, not for {arch.target}")
     tiling = Tiling(plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
-    head = Head(plan.head_dim_qk, plan.head_dim_v, plan.group)
+    head = Head(plan.head_dim_qk, plan.head_dim_v, plan.group, has_first=plan.mask.bounds.first is not None)
     if broken := violations(tiling, head, arch):
         sizes = f"tile_q={plan.tile_q}, tile_kv={plan.tile_kv}, stages={plan.stages}, warps={plan.warps}"
         raise PlanError("; ".join(f"{sizes}: {reason(use, arch)}" for use in broken))

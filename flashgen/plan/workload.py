@@ -48,7 +48,8 @@ class Workload:
     @property
     def head(self) -> Head:
         """What the constraints depend on."""
-        return Head(self.head_dim_qk, self.head_dim_v, self.heads_q // self.heads_kv)
+        has_first = self.bounds.first is not None
+        return Head(self.head_dim_qk, self.head_dim_v, self.heads_q // self.heads_kv, has_first)
 
     def tiles(self, tile_q: int, tile_kv: int) -> TileCounts:
         """Tiles, rows and pairs of one (batch, head)."""

@@ -13,12 +13,9 @@ from typing import Protocol
 
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan, Sm90Schedule
+from flashgen.plan.order import heads_per_section
 from flashgen.runtime.tensormap import PANEL_COLUMNS, TENSOR_MAP_BYTES, encode_tensor_map, replace_address
 
-# Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep K
-# and V in L2: d256 causal 16k on an H200 gave 568, 636, 659, 688 TFLOP/s for sections of 1, 2, 4, 8 heads.
-_SECTION_BYTES = 64 << 20  # of K and V
-_SECTION_HEADS_MIN = 16
 _INT32_MAX = 2**31 - 1
 _MAP_ALIGNMENT = 64
 _WARPGROUP_ROWS = 64  # rows of Q and O that one copy moves: those of one warpgroup
@@ -153,8 +150,7 @@ class Sm90Parameters:
             )
         struct.tiles = tiles
         kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
-        sharing = _SECTION_BYTES // kv_bytes * plan.group // group
-        struct.heads_per_section = min(heads, max(_SECTION_HEADS_MIN, sharing))
+        struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
         self.grid = min(tiles, sms * plan.blocks_per_sm // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
 

@@ -1,0 +1,157 @@
+"""Cycles of one kv tile on the pipes of an SM, and of what surrounds a q tile; per kernel family.
+
+Four pipes: tensor cores, MUFU (one exp2 for each score), fp32 (the rest of the softmax, masking, rescaling O)
+and shared memory. How they overlap is the family's. The constants of sm80 are fitted to FlashAttention 2's
+tiles, those of sm90 to the 378 measurements in benchmarks/data, which docs/solver.md compares with the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flashgen.arch import Arch
+from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.tiling import Tiling, padded
+from flashgen.plan.workload import Workload
+
+BYTES = 2  # per element of q, k, v, o
+SMEM_BYTES_PER_CLOCK = 128  # per SM: 32 banks of 4 bytes
+FP32_PER_CLOCK = 128  # per SM, and shared with the integer work of masking
+
+
+@dataclass(frozen=True)
+class Pipes:
+    """Cycles of one block's kv tile on each pipe alone."""
+
+    tensor: float
+    exp2: float
+    fp32: float
+    smem: float
+
+
+@dataclass(frozen=True)
+class BlockTime:
+    """Cycles of a kv tile, pipes overlapped, of one block among its neighbours on the SM; of what a q tile
+    takes beside its kv tiles; and the pipes by themselves.
+    """
+
+    tile: float
+    prologue: float
+    pipes: Pipes
+
+
+def block_time(tiling: Tiling, work: Workload, arch: Arch, masked: float, blocks_per_sm: int) -> BlockTime:
+    """`masked` is the share of kv tiles that are masked."""
+    if isinstance(tiling.schedule, Sm90Schedule):
+        return _sm90(tiling, tiling.schedule, work, arch, masked)
+    return _sm80(tiling, tiling.schedule, work, arch, masked, blocks_per_sm)
+
+
+# -- sm80 --------------------------------------------------------------------------------------------------
+
+# fp32 instructions for each element of S: maximum, scale-and-subtract, sum, half a conversion of a pair, and
+# moves that the compiler adds.
+SM80_FP32_PER_SCORE = 5
+SM80_FP32_PER_MASKED_SCORE = 3  # a compare on each side and a select
+SM80_FP32_PER_RESCALE = 1  # O *= exp(m_old - m_new), each element, each kv tile
+# Warps overlap only with each other. A warp of another block counts as a whole one, a second warp of the same
+# block on a scheduler as half, since barriers keep it near the same phase.
+SCHEDULERS = 4
+SAME_BLOCK_OVERLAP = 0.5
+# Of every block and kv tile: issuing addresses, loop and copies; and latency that other warps can hide, of
+# barriers and of the first mma after one.
+SM80_ITERATION_CYCLES = 100.0
+SM80_LATENCY_CYCLES = 400.0
+SM80_PROLOGUE_CYCLES = 2500.0  # a block's first loads, and storing O
+LOAD_LATENCY_CYCLES = 800.0  # from L2, with a tile's worth of requests in flight
+
+
+def _sm80(
+    tiling: Tiling, schedule: Sm80Schedule, w: Workload, arch: Arch, masked: float, blocks_per_sm: int
+) -> BlockTime:
+    scores = tiling.tile_q * tiling.tile_kv
+    d_qk, d_v = padded(w.head_dim_qk, 16), padded(w.head_dim_v, 16)
+    flops_per_clock = arch.tensor_flops[w.dtype] * arch.mma_sync_fraction / (arch.sms * arch.clock_hz)
+    kv_bytes = BYTES * tiling.tile_kv * (d_qk + d_v)
+    q_bytes = 0 if schedule.q_in_registers else BYTES * tiling.tile_q * d_qk
+    pipes = Pipes(
+        tensor=2 * scores * (d_qk + d_v) / flops_per_clock,
+        exp2=scores / arch.exp2_per_clock_per_sm,
+        fp32=(
+            scores * (SM80_FP32_PER_SCORE + masked * SM80_FP32_PER_MASKED_SCORE)
+            + tiling.tile_q * w.head_dim_v * SM80_FP32_PER_RESCALE
+        )
+        / FP32_PER_CLOCK,
+        # every warp reads all of K and V; both also arrive once
+        smem=(tiling.warps * kv_bytes + q_bytes + kv_bytes) / SMEM_BYTES_PER_CLOCK,
+    )
+    warps_each = max(1.0, tiling.warps * blocks_per_sm / SCHEDULERS)
+    blocks_each = min(warps_each, float(blocks_per_sm))
+    serial = 1.0 / (blocks_each + SAME_BLOCK_OVERLAP * (warps_each - blocks_each))
+    busiest = max(pipes.tensor, pipes.exp2, pipes.fp32, pipes.smem)
+    taking_turns = pipes.tensor + pipes.exp2 + pipes.fp32 + pipes.smem
+    busy = busiest + serial * (taking_turns - busiest) + SM80_ITERATION_CYCLES
+    busy *= blocks_per_sm
+    ahead = tiling.stages - 0.5  # K comes a whole tile ahead with two stages, V half a tile behind it
+    stall = max(0.0, LOAD_LATENCY_CYCLES - ahead * busy)
+    # K cannot be loaded while Q still stands in its place
+    prologue = SM80_PROLOGUE_CYCLES * (1.25 if schedule.q_in_registers else 1.0)
+    return BlockTime(busy + serial * (SM80_LATENCY_CYCLES + stall), prologue, pipes)
+
+
+# -- sm90 --------------------------------------------------------------------------------------------------
+
+WGMMA_FLOPS_PER_CLOCK = 4096  # per SM, dense, 16-bit operands: 989 TFLOP/s at 1.83 GHz (H100 whitepaper)
+SM90_FP32_PER_SCORE = 4
+SM90_FP32_PER_MASKED_SCORE = 1
+SM90_FP32_PER_RESCALE = 4.5
+# A warpgroup's softmax on its own: four warps do not fill the pipes, and barriers and WGMMA have latencies.
+SOFTMAX_ALONE = 1.4
+TILE_LATENCY_CYCLES = 200.0
+OVERLAP_NORM = 4.0  # of the times that bound a kv tile: the largest counts, those near it add a little
+# Of the lesser of products and softmax: when a warpgroup does not overlap its own, and when the warpgroups do
+# not take turns (measured at d256 only, the least of the losses that others report).
+NO_OVERLAP_SHARE = 0.16
+NO_TURNS_SHARE = 0.06
+SM90_PROLOGUE_CYCLES = 1950.0  # a q tile's first K and S, and its O on the way out
+ONE_Q_BUFFER_CYCLES = 1100.0  # waiting for Q, which two buffers load during the tile before
+O_IN_Q_CYCLES = 2300.0  # on top: Q is loaded only when O has left its buffer
+DRAW_CYCLES = 480.0  # of an atomic, where tiles are drawn
+# Unmeasured: with two buffers O leaves one while the other is read.
+O_IN_SECOND_Q_CYCLES = 500.0
+
+
+def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, masked: float) -> BlockTime:
+    warpgroups = tiling.warps // 4
+    rows, keys = tiling.tile_q / warpgroups, tiling.tile_kv
+    d_qk, d_v = padded(w.head_dim_qk, 16), padded(w.head_dim_v, 16)
+    # Of one warpgroup. WGMMA reads its operands from shared memory, Q for every kv tile, and waits for them
+    # where the tile is narrow.
+    p_bytes = 0 if schedule.p_in_registers else BYTES * rows * keys
+    qk_smem = BYTES * (rows + keys) * d_qk / SMEM_BYTES_PER_CLOCK
+    pv_smem = (BYTES * keys * d_v + p_bytes) / SMEM_BYTES_PER_CLOCK
+    qk = max(2 * rows * keys * d_qk / WGMMA_FLOPS_PER_CLOCK, qk_smem)
+    pv = max(2 * rows * keys * d_v / WGMMA_FLOPS_PER_CLOCK, pv_smem)
+    exp2 = rows * keys / arch.exp2_per_clock_per_sm
+    fp32 = (
+        rows * keys * (SM90_FP32_PER_SCORE + masked * SM90_FP32_PER_MASKED_SCORE)
+        + rows * w.head_dim_v * SM90_FP32_PER_RESCALE
+    ) / FP32_PER_CLOCK
+    arriving = (BYTES * keys * (d_qk + d_v) + warpgroups * p_bytes) / SMEM_BYTES_PER_CLOCK
+
+    products, softmax = warpgroups * (qk + pv), warpgroups * (exp2 + fp32)
+    smem = warpgroups * (qk_smem + pv_smem) + arriving
+    alone = qk + pv + SOFTMAX_ALONE * (exp2 + fp32) + TILE_LATENCY_CYCLES  # a warpgroup's own dependencies
+    bounds = (products, softmax, smem, alone)
+    tile = float(sum(bound**OVERLAP_NORM for bound in bounds) ** (1 / OVERLAP_NORM))
+    if not schedule.overlap:
+        tile += NO_OVERLAP_SHARE * min(products, softmax)
+    if not schedule.ping_pong and warpgroups > 1:
+        tile += NO_TURNS_SHARE * min(products, softmax)
+
+    prologue = SM90_PROLOGUE_CYCLES + (DRAW_CYCLES if schedule.tile_order == "dynamic" else 0.0)
+    if schedule.q_stages == 1:
+        prologue += ONE_Q_BUFFER_CYCLES + (O_IN_Q_CYCLES if schedule.o_aliases_q else 0.0)
+    elif schedule.o_aliases_q:
+        prologue += O_IN_SECOND_Q_CYCLES
+    return BlockTime(tile, prologue, Pipes(products, warpgroups * exp2, warpgroups * fp32, smem))
