@@ -34,14 +34,23 @@ struct Barrier {
                  : "memory");
   }
 
-  // Waits until the phase of this parity has completed.
+  // Waits until the phase of this parity has completed. The loop is C++, not PTX: with a branch inside the assembly some
+  // kernels hung, though every barrier that they waited for had completed.
   __device__ __forceinline__ void wait(uint32_t parity) {
+    while (!try_wait(parity)) {
+    }
+  }
+
+  // Sleeps for a while at most; whether the phase has completed.
+  __device__ __forceinline__ bool try_wait(uint32_t parity) {
+    uint32_t done;
     asm volatile(
-        "{\n .reg .pred done;\n"
-        "retry:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        " @done bra finished;\n bra retry;\nfinished:\n}" ::"r"(shared_address(this)),
-        "r"(parity)
+        "{\n .reg .pred done;\n mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        " selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(this)), "r"(parity)
         : "memory");
+    return done != 0;
   }
 };
 
