@@ -79,6 +79,8 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
         f"family {plan.family}{f' ({schedule})' if schedule else ''}   blocks/SM {plan.blocks_per_sm}"
     )
     yield f"{plan.why.origin}; bound by {plan.why.binding}"
+    for name, text in plan.why.measured:
+        yield f"{name}: {text}"
 
 
 def _constraints(plan: KernelPlan) -> Table:

@@ -13,6 +13,7 @@ from flashgen.plan.cost import Cost
 from flashgen.plan.lattice import TILE_KV_STEP, Given, lattice
 from flashgen.plan.model import Explanation
 from flashgen.plan.tiling import TILE_KV, UNKNOWNS, Tiling
+from flashgen.plan.tuned import Tuned
 from flashgen.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -48,6 +49,28 @@ def explain(
         rejected=tuple(_rejected(best, costs, workload, given, arch)),
         cost=costs[best].terms(),
         origin="given" if given.everything else "solved",
+    )
+
+
+def explain_tuned(
+    entry: Tuned, gpu: str, costs: Mapping[Tiling, Cost], workload: Workload, arch: Arch
+) -> Explanation:
+    """Of a measured tiling: what was measured; slack and neighbours as for a solved one, by the model."""
+    lengths = (
+        f"{entry.seqlen_q}" if entry.seqlen_q == entry.seqlen_kv else f"{entry.seqlen_q}/{entry.seqlen_kv}"
+    )
+    correlation = (
+        "" if entry.rank_correlation is None else f"rank correlation {entry.rank_correlation:+.2f}, "
+    )
+    return replace(
+        explain(entry.tiling, costs, workload, Given(), arch),
+        origin="tuned",
+        binding=f"measurement, the best of {entry.tried} tilings",
+        measured=(
+            ("measured", f"{entry.tflops:.0f} TFLOP/s at seqlen {lengths} on {gpu}"),
+            ("the model's ranking there", f"{correlation}its choice {100 * entry.regret:.1f}% slower"),
+            ("source", entry.source),
+        ),
     )
 
 

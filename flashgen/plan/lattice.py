@@ -52,6 +52,11 @@ class Given:
     schedule: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def nothing(self) -> bool:
+        """Whether all is left to the solver, or to what was measured."""
+        return (self.q, self.kv, self.stages, self.warps) == (None,) * 4 and not self.schedule
+
+    @property
     def everything(self) -> bool:
         """Whether no tile size is left to solve for."""
         return None not in (self.q, self.kv, self.stages, self.warps)

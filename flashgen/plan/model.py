@@ -55,6 +55,9 @@ class Explanation:
     rejected: tuple[tuple[str, str], ...] = ()  # (neighbour, reason)
     cost: tuple[tuple[str, float], ...] = ()  # (term, seconds or bytes)
     origin: Literal["solved", "tuned", "given"] = "solved"
+    measured: tuple[
+        tuple[str, str], ...
+    ] = ()  # of a tuned plan: what was measured, and how far the model was
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def plan_to_dict(plan: KernelPlan) -> dict[str, Any]:
             "slack": [list(pair) for pair in why.slack],
             "rejected": [list(pair) for pair in why.rejected],
             "cost": [list(pair) for pair in why.cost],
+            "measured": [list(pair) for pair in why.measured],
         },
     }
 
@@ -64,6 +65,7 @@ def plan_from_dict(data: Mapping[str, Any]) -> KernelPlan:
                 slack=tuple((str(a), str(b)) for a, b in why.get("slack", ())),
                 rejected=tuple((str(a), str(b)) for a, b in why.get("rejected", ())),
                 cost=tuple((str(a), float(b)) for a, b in why.get("cost", ())),
+                measured=tuple((str(a), str(b)) for a, b in why.get("measured", ())),
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FlashgenError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,11 @@ from flashgen.arch import Arch
 from flashgen.errors import PlanError
 from flashgen.plan.constraints import smem_and_registers, violations
 from flashgen.plan.cost import Cost, cost, occupancy
-from flashgen.plan.explain import explain, impossible, reason
+from flashgen.plan.explain import explain, explain_tuned, impossible, reason
 from flashgen.plan.lattice import family_and_given, legal
 from flashgen.plan.model import KernelPlan, MaskPlan
 from flashgen.plan.tiling import Head, Tiling
+from flashgen.plan.tuned import TRUST, Tunings, find, tunings_for
 from flashgen.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -26,31 +28,39 @@ class Candidate:
     plan: KernelPlan
     cost: Cost
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"plan": self.plan.to_dict(), "cost": dict(self.cost.terms())}
+
 
 @dataclass(frozen=True)
 class Ranking:
-    """All legal plans for a spec on a chip, the cheapest first. Only the first explains itself."""
+    """All legal plans for a spec on a chip, the cheapest first, and the measured one where there is one.
+
+    Only the first and the measured one explain themselves.
+    """
 
     candidates: tuple[Candidate, ...]
+    tuned: Candidate | None = None
 
     @property
     def best(self) -> KernelPlan:
-        return self.candidates[0].plan
+        """What `solve` gives: the measured plan, or else the one that the model puts first."""
+        return (self.tuned or self.candidates[0]).plan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `flashgen plan --all --json`."""
         return {
-            "candidates": [
-                {"plan": candidate.plan.to_dict(), "cost": dict(candidate.cost.terms())}
-                for candidate in self.candidates
-            ]
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "tuned": self.tuned.to_dict() if self.tuned else None,
         }
 
 
-def rank(spec: AttentionSpec, arch: Arch) -> Ranking:
+def rank(spec: AttentionSpec, arch: Arch, *, tunings: Sequence[Tunings] | None = None) -> Ranking:
     """Every legal tiling for the spec's workload, ranked by predicted time.
 
-    Sizes and schedule fields given under `tiles:` are kept; the rest is solved for.
+    Sizes and schedule fields given under `tiles:` are kept; the rest is solved for. `tunings` are looked up
+    where nothing is given; None stands for the user's and the shipped ones.
 
     Raises:
         PlanError: nothing fits; names each broken constraint with what is needed and what the chip allows.
@@ -65,11 +75,39 @@ def rank(spec: AttentionSpec, arch: Arch) -> Ranking:
     candidates = [Candidate(_plan(t, spec, workload, arch), costs[t]) for t in order]
     why = explain(order[0], costs, workload, given, arch)
     candidates[0] = replace(candidates[0], plan=replace(candidates[0].plan, why=why))
-    return Ranking(tuple(candidates))
+    files = tunings_for(arch.target) if tunings is None else tunings
+    tuned = _tuned(spec, workload, family.name, costs, files, arch) if given.nothing else None
+    return Ranking(tuple(candidates), tuned)
+
+
+def _tuned(
+    spec: AttentionSpec,
+    workload: Workload,
+    family: str,
+    costs: Mapping[Tiling, Cost],
+    files: Sequence[Tunings],
+    arch: Arch,
+) -> Candidate | None:
+    """The measured tiling for this workload, if it is legal and the model does not object."""
+    found = find(files, workload)
+    if found is None:
+        return None
+    entry, file = found
+    tiling = entry.tiling
+    if tiling.family != family or violations(tiling, workload.head, arch):
+        return None
+    own = cost(tiling, workload, arch)
+    if own.seconds > (1 + TRUST) * min(other.seconds for other in costs.values()):
+        return None
+    why = explain_tuned(entry, file.gpu, {**costs, tiling: own}, workload, arch)
+    return Candidate(replace(_plan(tiling, spec, workload, arch), why=why), own)
 
 
 def solve(spec: AttentionSpec, arch: Arch) -> KernelPlan:
-    """The best plan for a spec on a chip, with its reasons. Raises PlanError as `rank` does."""
+    """The best plan for a spec on a chip, with its reasons. Raises PlanError as `rank` does.
+
+    Where the user left all tiles open and such a workload has been measured, it is the tuned one.
+    """
     return rank(spec, arch).best
 
 

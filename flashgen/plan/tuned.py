@@ -1,0 +1,219 @@
+"""Tilings that `flashgen tune` measured: one file per target ships with the package, the user's own comes
+first.
+
+An entry speaks for an element width, a pair of head dims, a class of masks and a bucket of lengths. It is
+taken where the user left the tiles open, the legality predicate holds, and the model does not see a reason
+why this workload should be unlike the measured one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import lru_cache
+from math import log2
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from flashgen.errors import PlanError
+from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.tiling import Tiling
+from flashgen.plan.workload import Workload
+from flashgen.spec.bounds import RowBounds
+
+SHIPPED = Path(__file__).parent / "tunings"
+SEQLEN_BUCKETS = (512, 16384)  # powers of two; longer ones are like the longest
+SEQLEN_MIN = 256  # shorter sequences are unlike any bucket: they are solved for
+# The model's choice loses less than this to the best measured one (docs/solver.md). Where it predicts that a
+# measured tiling loses more, the workload is unlike the one that was measured.
+TRUST = 0.15
+
+MaskClass = Literal["full", "causal", "window"]
+Key = tuple[int, int, int, MaskClass, int, int]
+
+
+_SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {
+    "sm80": Sm80Schedule,
+    "sm90": Sm90Schedule,
+}
+
+
+class TuningWarning(UserWarning):
+    """A file of the user's tunings cannot be used; plans are made without it."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Tuned(_Record):
+    """The best of the tilings that were measured on one workload."""
+
+    element_bits: Literal[16]
+    head_dim_qk: int
+    head_dim_v: int
+    mask: MaskClass
+    seqlen_q: int  # bucket
+    seqlen_kv: int
+
+    family: Literal["sm80", "sm90"]
+    tile_q: int
+    tile_kv: int
+    stages: int
+    warps: int
+    schedule: dict[str, bool | int | str]
+
+    tflops: float
+    tried: int  # tilings measured beside it, itself included
+    rank_correlation: float | None  # Spearman, of the model's ranking with the measured one
+    regret: float  # what the model's choice lost to this one
+    source: str  # command, version and date
+
+    @property
+    def key(self) -> Key:
+        """What it speaks for."""
+        return (
+            self.element_bits, self.head_dim_qk, self.head_dim_v, self.mask, self.seqlen_q, self.seqlen_kv,
+        )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _known_schedule(self) -> Tuned:
+        kind = _SCHEDULES[self.family]
+        if unknown := self.schedule.keys() - {f.name for f in fields(kind)}:
+            raise ValueError(f"family {self.family} has no schedule field {', '.join(sorted(unknown))}")
+        TypeAdapter(kind).validate_json(json.dumps(self.schedule), strict=True)
+        return self
+
+    @property
+    def tiling(self) -> Tiling:
+        """As a point of the lattice; whether it is legal is for `violations` to say."""
+        given: dict[str, Any] = dict(self.schedule)
+        schedule = _SCHEDULES[self.family](**given)
+        return Tiling(self.family, self.tile_q, self.tile_kv, self.stages, self.warps, schedule)
+
+
+class Tunings(_Record):
+    """A file of tunings."""
+
+    version: Literal[1] = 1
+    target: str
+    gpu: str
+    entries: tuple[Tuned, ...]
+
+    @property
+    def text(self) -> str:
+        """As it is written: entries in the order of their keys."""
+        entries = tuple(sorted(self.entries, key=lambda entry: entry.key))
+        return self.model_copy(update={"entries": entries}).model_dump_json(indent=1) + "\n"
+
+    def with_entries(self, entries: Iterable[Tuned]) -> Tunings:
+        """These, and the own ones that speak for anything else."""
+        merged = {entry.key: entry for entry in (*self.entries, *entries)}
+        return self.model_copy(update={"entries": tuple(merged.values())})
+
+
+def mask_class(bounds: RowBounds) -> MaskClass:
+    """Masks that visit their tiles alike: on no side bounded, to the right only, or from the left too."""
+    if bounds.first is not None:
+        return "window"
+    return "full" if bounds.last is None else "causal"
+
+
+def bucket(seqlen: int) -> int | None:
+    """The next power of two within limits; None for a sequence too short to be like any."""
+    low, high = SEQLEN_BUCKETS
+    return None if seqlen < SEQLEN_MIN else min(max(1 << (seqlen - 1).bit_length(), low), high)
+
+
+def key_of(work: Workload) -> Key | None:
+    """What an entry for this workload speaks for; None where none can."""
+    q, kv = bucket(work.seqlen_q), bucket(work.seqlen_kv)
+    if q is None or kv is None:
+        return None
+    return (16, work.head_dim_qk, work.head_dim_v, mask_class(work.bounds), q, kv)
+
+
+def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | None:
+    """The entry for a workload, and its file; earlier files take precedence.
+
+    Where queries and keys are equally long and this length was not measured, the nearest one that was.
+    """
+    key = key_of(work)
+    if key is None:
+        return None
+    known = {entry.key: (entry, file) for file in reversed(files) for entry in file.entries}
+    if key in known:
+        return known[key]
+    *same, q, kv = key
+    alike = [k for k in known if list(k[:4]) == same and k[4] == k[5]]
+    if q != kv or not alike:
+        return None
+    return known[min(alike, key=lambda k: (abs(log2(k[4] / q)), -k[4]))]
+
+
+def tunings_for(target: str) -> tuple[Tunings, ...]:
+    """The user's tunings for a target, then the shipped ones; either may be missing."""
+    paths = (user_path(target), SHIPPED / f"{target}.json")
+    return tuple(found for path in paths if (found := _usable(path)) is not None)
+
+
+def user_path(target: str) -> Path:
+    """Where `flashgen tune` keeps a user's tunings: beside the cached kernels."""
+    chosen = os.environ.get("FLASHGEN_CACHE_DIR")
+    folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("flashgen"))
+    return folder / "tunings" / f"{target}.json"
+
+
+def read(path: Path) -> Tunings | None:
+    """A file of tunings; None where there is none.
+
+    Raises:
+        PlanError: it is not a file of tunings, or its schedules are those of another version.
+    """
+    try:
+        return Tunings.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise PlanError(
+            f"{path} holds no tunings that this version reads: {reason}",
+            hint="remove it; `flashgen tune` writes a new one",
+        ) from None
+
+
+def _usable(path: Path) -> Tunings | None:
+    try:
+        stamp = path.stat()
+    except OSError:
+        return None
+    return _read_once(path, stamp.st_mtime_ns, stamp.st_size)
+
+
+@lru_cache(maxsize=32)
+def _read_once(path: Path, changed_ns: int, size: int) -> Tunings | None:
+    try:
+        return read(path)
+    except PlanError as error:
+        warnings.warn(str(error), TuningWarning, stacklevel=2)
+        return None
+
+
+__all__ = [
+    "Tuned",
+    "TuningWarning",
+    "Tunings",
+    "bucket",
+    "find",
+    "key_of",
+    "read",
+    "tunings_for",
+    "user_path",
+]
