@@ -98,7 +98,8 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
         return base + 16 * (major == 10 and schedule.q_in_registers), per_fragment
     width = padded(head_dim_qk, 16)
     k_steps = max(width // 8, (width - 48) // 5)  # addresses and operands of Q and K along the head
-    unswizzled = 8 * (width % 64 != 0)  # rows whose pitch is no power of two: more addresses
+    # Rows whose pitch is no power of two: more addresses, and at their worst (head_dim 80) beside Q's fragments.
+    unswizzled = (32 if schedule.q_in_registers else 8) * (width % 64 != 0)
     return 30 + unswizzled, k_steps // 2 if schedule.q_in_registers else k_steps
 
 
