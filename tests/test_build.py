@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from attention_cases import Case
 
 from flashgen.arch import ARCHS, arch
-from flashgen.build import PlanMismatchWarning, Resources, build, compile_source, mismatches, nvrtc
+from flashgen.build import PlanMismatchWarning, Resources, build, compile_source, elf, mismatches, nvrtc
 from flashgen.build.nvrtc import diagnostics
 from flashgen.build.resources import parse_log
 from flashgen.codegen import Source
@@ -79,9 +81,9 @@ def test_report_is_that_of_the_kernel_and_spills_are_those_of_all() -> None:
     )
 
 
-def test_log_without_the_kernel_is_an_error() -> None:
-    with pytest.raises(BuildError, match="does not report on an entry function 'other'"):
-        parse_log(LOG, "other", dynamic_smem=0, compile_s=0)
+def test_log_without_the_kernel_tells_nothing() -> None:
+    assert parse_log(LOG, "other", dynamic_smem=0, compile_s=0) is None
+    assert parse_log("", "kern", dynamic_smem=0, compile_s=0) is None
 
 
 @pytest.mark.parametrize(("log", "code"), [(LOG_SETMAXNREG, "C7508"), (LOG_WGMMA, "C7510")])
@@ -101,6 +103,104 @@ def test_errors_are_found_at_their_lines() -> None:
             "#include <nothing.h>",
         ),
     ]
+
+
+# -- the binary --------------------------------------------------------------------------------------------
+
+GOOD = Source(
+    "copy",
+    '#include "size.cuh"\nextern "C" __global__ void copy(float *p) { p[threadIdx.x] = p[kSize]; }\n',
+    {"size.cuh": "#pragma once\nconstexpr int kSize = 4;\n"},
+)
+HUNGRY = Source(
+    "hungry",
+    """\
+extern "C" __global__ void hungry(const int *in, int *out) {
+  __shared__ int s[64];
+  int a[200];
+  for (int i = 0; i < 200; ++i) a[i] = in[i];
+  s[threadIdx.x % 64] = in[0];
+  __syncthreads();
+  out[threadIdx.x] = a[in[1]] + s[in[2]];
+}
+""",
+    {},
+)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("target", ARCHS)
+@pytest.mark.parametrize("source", [HUNGRY, GOOD], ids=["local and shared memory", "neither"])
+def test_binary_tells_what_the_report_tells(source: Source, target: str) -> None:
+    cubin = compile_source(source, target, dynamic_smem=100)
+    told = elf.resources(cubin.binary, source.name, dynamic_smem=100, compile_s=cubin.resources.compile_s)
+    assert told == cubin.resources
+    if source is HUNGRY:
+        assert told.stack_bytes == 800 and told.smem_bytes == 356
+
+
+@pytest.mark.compiler
+def test_compilation_without_a_report_is_measured_by_its_binary(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = compile_source(HUNGRY, "sm_90a").resources
+    compiled = nvrtc.compile_to_cubin
+    monkeypatch.setattr(
+        nvrtc, "compile_to_cubin", lambda *given: replace(compiled(*given), log="", seconds=1)
+    )
+    assert compile_source(HUNGRY, "sm_90a").resources == replace(expected, compile_s=1)
+    with pytest.raises(BuildError, match="has no entry function 'other'"):
+        compile_source(replace(HUNGRY, name="other"), "sm_90a")
+
+
+@pytest.mark.compiler
+def test_binary_is_whole_and_reproducible() -> None:
+    binary = compile_source(GOOD, "sm_90a").binary
+    (sections_at,) = struct.unpack_from("<Q", binary, 40)
+    segments_at, segment_bytes, segments, section_bytes, sections = (
+        *struct.unpack_from("<Q", binary, 32), *struct.unpack_from("<HHHH", binary, 54),
+    )  # fmt: skip
+    tables_end = max(segments_at + segment_bytes * segments, sections_at + section_bytes * sections)
+    assert len(binary) == tables_end
+    assert elf.whole(binary) == elf.whole(binary[:-1]) == binary
+    for damaged in (binary[:-2], b"", b"\x7fELF", b"no ELF file" * 20):
+        with pytest.raises(BuildError, match="incomplete"):
+            elf.whole(damaged)
+    assert compile_source(GOOD, "sm_90a").binary == binary
+
+
+class OldNvrtc:
+    """NVRTC as it was before it knew an option."""
+
+    def __init__(self, nvrtc: Any, unknown: str) -> None:
+        self._nvrtc, self._unknown = nvrtc, unknown
+        self.calls: list[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._nvrtc, name)
+
+    def compileProgram(self, program: Any, options: list[str]) -> None:
+        self.calls.append(options)
+        spelt = {self._unknown: "--bogus=1"}  # what this NVRTC does not know either
+        self._nvrtc.compileProgram(program, [spelt.get(option, option) for option in options])
+
+    def getProgramLog(self, program: Any) -> str:
+        return str(self._nvrtc.getProgramLog(program).replace("--bogus=1", self._unknown))
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("unknown", ["--no-cache", "-frandom-seed=1"])
+def test_option_that_nvrtc_does_not_know_is_left_out_from_then_on(
+    monkeypatch: pytest.MonkeyPatch, unknown: str
+) -> None:
+    old = OldNvrtc(nvrtc._nvrtc(), unknown)
+    monkeypatch.setattr(nvrtc, "_nvrtc", lambda: old)
+    monkeypatch.setattr(nvrtc, "_refused", set())
+    assert compile_source(GOOD, "sm_90a").resources.registers > 0
+    assert [unknown in call for call in old.calls[:2]] == [True, False]
+    old.calls.clear()
+    compile_source(GOOD, "sm_90a")
+    assert [unknown in call for call in old.calls] == [False]
+    with pytest.raises(BuildError, match=r"NVRTC.*\n.*--nonsense"):
+        nvrtc.compile_to_cubin(GOOD, ("-arch=sm_90a", "--nonsense"))
 
 
 # -- against the plan --------------------------------------------------------------------------------------
@@ -141,12 +241,6 @@ def test_mismatch_warns_users_and_fails_tests(plan: KernelPlan) -> None:
 
 
 # -- the compiler ------------------------------------------------------------------------------------------
-
-GOOD = Source(
-    "copy",
-    '#include "size.cuh"\nextern "C" __global__ void copy(float *p) { p[threadIdx.x] = p[kSize]; }\n',
-    {"size.cuh": "#pragma once\nconstexpr int kSize = 4;\n"},
-)
 
 
 @pytest.mark.compiler

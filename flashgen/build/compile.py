@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Literal
 
-from flashgen.build import artifact, nvrtc
+from flashgen.build import artifact, elf, nvrtc
 from flashgen.build.artifact import Cubin
 from flashgen.build.cache import cache_key, lookup, publish
 from flashgen.build.resources import mismatches, parse_log
@@ -44,9 +44,12 @@ def compile_source(source: Source, target: str, *, dynamic_smem: int = 0) -> Cub
     """
     chosen = nvrtc.options(source, target)
     compilation = nvrtc.compile_to_cubin(source, chosen)
-    resources = parse_log(
-        compilation.log, source.name, dynamic_smem=dynamic_smem, compile_s=round(compilation.seconds, 3)
-    )
+    seconds = round(compilation.seconds, 3)
+    resources = parse_log(compilation.log, source.name, dynamic_smem=dynamic_smem, compile_s=seconds)
+    if resources is None:
+        resources = elf.resources(
+            compilation.binary, source.name, dynamic_smem=dynamic_smem, compile_s=seconds
+        )
     manifest = artifact.describe(source, target, chosen, resources, nvrtc.compiler_id())
     return Cubin(compilation.binary, source, target, resources, manifest)
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from flashgen.build.elf import whole
 from flashgen.codegen import Source
 from flashgen.errors import BuildError, Location, Problem
 
@@ -24,6 +25,13 @@ _DIAGNOSTIC = re.compile(
     r"^(?P<file>[^\s(][^(\n]*)\((?P<line>\d+)\): (?:catastrophic )?error(?: #\S+)?: (?P<message>.*)$"
 )
 _ASSEMBLER = re.compile(r"^\s*ptxas (?:.*?;\s*)?(?:error|fatal)\s*: (?P<message>.*)$")
+
+_INVALID_OPTION = 5  # NVRTC_ERROR_INVALID_OPTION
+_WHERE_KNOWN = (
+    "--no-cache",  # since 12.9 NVRTC keeps compilations on disk, and tells nothing of the resources on a hit
+    "-frandom-seed=1",  # otherwise names in anonymous namespaces hold the process and the time
+)
+_refused: set[str] = set()  # of these, by the NVRTC that is loaded: it is too old for them
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,9 @@ def compile_to_cubin(source: Source, chosen: tuple[str, ...]) -> Compilation:
     )
     started = time.perf_counter()
     try:
-        nvrtc.compileProgram(program, list(chosen))
-        return Compilation(
-            nvrtc.getCUBIN(program), nvrtc.getProgramLog(program), time.perf_counter() - started
-        )
+        _compile(nvrtc, program, chosen)
+        seconds = time.perf_counter() - started
+        return Compilation(whole(nvrtc.getCUBIN(program)), nvrtc.getProgramLog(program), seconds)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
         raise BuildError(
@@ -70,6 +77,21 @@ def compile_to_cubin(source: Source, chosen: tuple[str, ...]) -> Compilation:
         ) from None
     finally:
         nvrtc.destroyProgram(program)
+
+
+def _compile(nvrtc: Any, program: Any, chosen: tuple[str, ...]) -> None:
+    """With those of `_WHERE_KNOWN` that this NVRTC knows."""
+    while True:
+        wanted = [option for option in _WHERE_KNOWN if option not in _refused]
+        try:
+            nvrtc.compileProgram(program, [*chosen, *wanted])
+            return
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            unknown = [option for option in wanted if option.partition("=")[0] in log]
+            if error.status != _INVALID_OPTION or not unknown:
+                raise
+            _refused.update(unknown)
 
 
 def diagnostics(log: str) -> Iterator[Problem]:

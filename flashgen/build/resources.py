@@ -32,12 +32,12 @@ class Resources:
     compile_s: float = 0.0  # wall time in NVRTC; 0 where a manifest does not tell
 
 
-def parse_log(log: str, kernel: str, *, dynamic_smem: int, compile_s: float) -> Resources:
-    """Read the report that ``--ptxas-options=-v`` puts into NVRTC's log.
+def parse_log(log: str, kernel: str, *, dynamic_smem: int, compile_s: float) -> Resources | None:
+    """Read the report that ``--ptxas-options=-v`` puts into NVRTC's log; `None` where it tells nothing of
+    `kernel`, as when NVRTC took the binary from a cache of its own.
 
-    Raises `BuildError` when the log does not report on `kernel`, or when ptxas says that it gave up on what
-    the kernel is built on: C7510/C7511 (wgmma serialised), C7508 (setmaxnreg ignored). The binary would be
-    right but slow.
+    Raises `BuildError` when ptxas says that it gave up on what the kernel is built on: C7510/C7511 (wgmma
+    serialised), C7508 (setmaxnreg ignored). The binary would be right but slow.
     """
     if losses := list(_LOSS.finditer(log)):
         raise BuildError([Problem(f"{kernel}: ptxas {loss['code']}: {loss['what']}") for loss in losses])
@@ -56,9 +56,7 @@ def parse_log(log: str, kernel: str, *, dynamic_smem: int, compile_s: float) -> 
             if smem := _SMEM.search(line):
                 static_smem = int(smem["bytes"])
     if registers is None:
-        raise BuildError(
-            f"the compiler's log does not report on an entry function '{kernel}'", hint=log.strip() or None
-        )
+        return None
     return Resources(registers, spill, stack, static_smem + dynamic_smem, compile_s)
 
 
