@@ -55,10 +55,11 @@ class Cost:
 
 def resident_blocks(arch: Arch, *, threads: int, registers: int, smem_bytes: int) -> int:
     """Blocks that fit one SM at a time (CUDA programming guide, "Hardware Multithreading")."""
-    # Registers go to warps in units of 256, that is 8 a thread.
+    # Registers go to warps in units of 256, that is 8 a thread; a warp finds them in one of the SM's four partitions.
+    warps = 4 * (arch.registers_per_sm // 4 // (padded(registers, 8) * 32))
     return min(
         arch.smem_per_sm // (smem_bytes + arch.smem_reserved_per_block),
-        arch.registers_per_sm // (padded(registers, 8) * threads),
+        warps * 32 // threads,
         arch.max_threads_per_sm // threads,
         arch.max_blocks_per_sm,
     )

@@ -34,7 +34,7 @@ TILE_KV_STEP: Mapping[str, int] = MappingProxyType({"sm80": 32, "sm90": 16})
 TILE_KV_MAX = 256
 # (tile_q, warps): one or two m16 fragments of rows in each warp; more spill. From 16 warps on, a thread has
 # at most 128 registers; below 4, a scheduler has nothing to do.
-SM80_ROWS = ((32, 2), (64, 4), (128, 4), (128, 8), (256, 8))
+SM80_ROWS = ((64, 4), (128, 4), (128, 8), (256, 8))
 SM80_FRAGMENTS = (1, 2)
 SM80_STAGES = (1, 2, 3, 4)
 SM90_WARPGROUPS = (1, 2, 3, 4)
