@@ -17,7 +17,7 @@ from flashgen.build import compile_source
 from flashgen.codegen import render
 from flashgen.errors import LaunchError
 from flashgen.plan import KernelPlan, Sm90Schedule, solve
-from flashgen.runtime import launch, parameters
+from flashgen.runtime import launch, parameters, tensormap
 from flashgen.runtime.devices import runs
 from flashgen.runtime.launch import LoadedKernel, Outputs, Run, TileCounters
 from flashgen.runtime.parameters import Sm80Struct, Sm90Struct
@@ -67,10 +67,15 @@ class FakeDriver:
         loaded._counters = TileCounters.__new__(TileCounters)
         loaded._counters._of_stream = {stream: 0xC0}
         self.loaded = loaded
+
+        def allocate(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty_strided(size, stride, dtype=dtype)
+
         for module, name, value in (
             (torch._C, "_cuda_getCurrentRawStream", lambda index: stream),
             (torch._C, "_cuda_getDevice", lambda: -1),
-            (torch.cuda, "is_current_stream_capturing", lambda: False),
+            (loaded._counters, "_capturing", lambda: False),
+            (launch, "empty_strided", allocate),
         ):
             monkeypatch.setattr(module, name, value, raising=False)
 
@@ -218,8 +223,13 @@ def test_thread_without_a_context_gets_one(ampere: FakeDriver, monkeypatch: pyte
 # -- tensor maps -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[False, True], ids=["opaque maps", "maps that begin with the address"])
+def writable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+def maps(monkeypatch: pytest.MonkeyPatch, writable: bool) -> Iterator[list[tuple[Any, ...]]]:
     """The driver's two functions, recorded."""
     calls: list[tuple[Any, ...]] = []
 
@@ -231,11 +241,12 @@ def maps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     monkeypatch.setattr(
         parameters, "replace_address", lambda map_address, data: calls.append(("replace", data))
     )
+    monkeypatch.setattr(parameters, "begins_with_address", lambda map_address, data: writable)
     yield calls
 
 
 def test_maps_are_encoded_once_and_then_follow_the_addresses(
-    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
     hopper = FakeDriver(sm90_plan(), monkeypatch)
     q, k, v = CASE.tensors()
@@ -251,7 +262,30 @@ def test_maps_are_encoded_once_and_then_follow_the_addresses(
     maps.clear()
     moved = q.clone()
     other = run(moved, k, v, None, False)
-    assert maps == [("replace", moved.data_ptr()), ("replace", other[0].data_ptr())]
+    if not writable:
+        assert maps == [("replace", moved.data_ptr()), ("replace", other[0].data_ptr())]
+        return
+    assert not maps
+    starts = [int.from_bytes(bytes(getattr(hopper.structs[1], name))[:8], "little") for name in "qkvo"]
+    assert starts == [tensor.data_ptr() for tensor in (moved, k, v, other[0])]
+
+
+def map_of(data: int) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(data.to_bytes(8, "little") + bytes(range(120)), 128)
+
+
+@pytest.mark.parametrize(("written_at", "begins"), [(0, True), (8, False)])
+def test_whether_maps_begin_with_the_address_is_tried(
+    monkeypatch: pytest.MonkeyPatch, written_at: int, begins: bool
+) -> None:
+    def replace_address(map_address: int, data: int) -> None:
+        ctypes.memmove(map_address + written_at, data.to_bytes(8, "little"), 8)
+
+    monkeypatch.setattr(tensormap, "replace_address", replace_address)
+    encoded = map_of(0x7F00_1234_5600)
+    assert tensormap.begins_with_address(ctypes.addressof(encoded), 0x7F00_1234_5600) == begins
+    assert encoded.raw == map_of(0x7F00_1234_5600).raw
+    assert not tensormap.begins_with_address(ctypes.addressof(encoded), 0x7F00_1234_5700)
 
 
 def test_hopper_copies_what_tma_cannot_step_through(
@@ -336,7 +370,7 @@ def test_counters_are_one_to_a_stream_and_one_to_a_captured_launch(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(launch, "_COUNTERS", 4)
     capturing = False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: capturing, raising=False)
     counters = TileCounters(torch.device("cpu"))
     first, second = counters.address(1), counters.address(2)
     assert first != second and counters.address(1) == first

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from flashgen.errors import LaunchError, Problem
 from flashgen.plan.model import KernelPlan
@@ -16,6 +17,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Signature = tuple[object, ...]
 
+# Bound here: each is asked at every call, and looking it up costs as much as asking.
+_is_grad_enabled = torch.is_grad_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_function_mode_enabled = torch._C._is_torch_function_mode_enabled
+_transform = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _LAYOUT = "[batch, seqlen, heads, head_dim]"
 _INT32_MAX = 2**31 - 1
@@ -23,12 +31,10 @@ _INT32_MAX = 2**31 - 1
 
 def signature(q: Tensor, k: Tensor, v: Tensor) -> Signature:
     """Everything that a prepared launch depends on, apart from the addresses. Cheap to make and to hash."""
-    return (
-        q.shape, k.shape, v.shape,
-        q.stride(), k.stride(), v.stride(),
-        q.dtype, k.dtype, v.dtype,
-        q.device, k.device, v.device,
-    )  # fmt: skip
+    dtype, device = q.dtype, q.device
+    if k.dtype is dtype and v.dtype is dtype and k.device == device and v.device == device:
+        return q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), dtype, device
+    return q.shape, k.shape, v.shape, dtype, k.dtype, v.dtype, device, k.device, v.device  # fits no kernel
 
 
 def bypasses_dispatcher(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -39,17 +45,17 @@ def bypasses_dispatcher(q: Tensor, k: Tensor, v: Tensor) -> bool:
     differentiates.
     """
     return not (
-        torch.compiler.is_compiling()
+        is_compiling()
         or type(q) not in _PLAIN
         or type(k) not in _PLAIN
         or type(v) not in _PLAIN
         or not q.is_cuda
-        or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or (_is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        or _dispatch_modes()
+        or _is_function_mode_enabled()
+        or _transform() is not None
+        or _tracing_state() is not None
     )
 
 

@@ -71,7 +71,9 @@ class Kernel:
         target.
         """
         if bypasses_dispatcher(q, k, v):
-            o, lse = self.run(q, k, v, scale, return_lse)
+            key = signature(q, k, v)
+            launch = self._launches.get(key) or self._prepare(key, q, k, v)
+            o, lse = launch(q, k, v, scale, return_lse)
         else:
             o, lse = torch.ops.flashgen.forward(q, k, v, scale, self.key, return_lse)
         return (o, lse) if return_lse else o  # type: ignore[return-value]

@@ -23,10 +23,20 @@ from flashgen.build import Cubin
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_scale
-from flashgen.runtime.parameters import Shapes, parameters
+from flashgen.runtime.parameters import Parameters, Shapes, parameters
+
+try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
+    from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided  # type: ignore[attr-defined]
+except ImportError:
+
+    def empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor on the current GPU."""
+        return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
+
 
 Outputs = tuple[Tensor, Tensor | None]
-Run = Callable[[Tensor, Tensor, Tensor, float | None, bool], Outputs]  # q, k, v, scale, return_lse -> o, lse
+# q, k, v, scale, return_lse -> o, lse
+Run = Callable[[Tensor, Tensor, Tensor, float | None, bool], Outputs]
 
 _ALIGNMENT = 16  # bytes that one copy instruction moves, and what TMA asks of addresses and strides
 LAUNCHES_MAX = 4096  # shapes remembered by one kernel; then all are forgotten: preparing takes microseconds
@@ -92,10 +102,11 @@ class LoadedKernel:
 
         runtime.setDevice(self.device.index)
 
-    def counter(self, stream: int) -> int:
-        """The address of a tile counter that nothing else uses while a launch on `stream` does."""
+    @property
+    def counter(self) -> Callable[[int], int]:
+        """From a stream to the address of a tile counter that nothing else uses while a launch on it does."""
         assert self._counters is not None
-        return self._counters.address(stream)
+        return self._counters.address
 
 
 class Launch:
@@ -103,8 +114,10 @@ class Launch:
 
     def __init__(self, loaded: LoadedKernel, q: Tensor, k: Tensor, v: Tensor, again: Run) -> None:
         plan = loaded.plan
-        o_shape = (q.shape[0], q.shape[1], q.shape[2], plan.head_dim_v)
-        o_stride = (o_shape[1] * o_shape[2] * o_shape[3], o_shape[2] * o_shape[3], o_shape[3])
+        batch, seqlen_q, heads_q, _ = q.shape
+        o_shape = (batch, seqlen_q, heads_q, plan.head_dim_v)
+        lse_shape = (batch, heads_q, seqlen_q)
+        o_stride = (seqlen_q * heads_q * plan.head_dim_v, heads_q * plan.head_dim_v, plan.head_dim_v)
         shapes = Shapes(
             q=q.shape,
             k=k.shape,
@@ -115,80 +128,105 @@ class Launch:
             v_stride=v.stride()[:3],
             o_stride=o_stride,
         )
-        self._parameters = parameters(plan, shapes, loaded.sms)
-        if self._parameters.grid > _GRID_MAX:
+        prepared = parameters(plan, shapes, loaded.sms)
+        if prepared.grid > _GRID_MAX:
             raise LaunchError(
-                f"{plan.kernel}: {self._parameters.grid:,} thread blocks; a grid holds {_GRID_MAX:,}",
+                f"{plan.kernel}: {prepared.grid:,} thread blocks; a grid holds {_GRID_MAX:,}",
                 hint="split the batch",
             )
-        # cuLaunchKernel takes an array of pointers to parameters; there is one.
-        self._arguments = (ctypes.c_void_p * 1)(self._parameters.address)
-        self._arguments_address = ctypes.addressof(self._arguments)
-        self._loaded = loaded
         self._again = again
-        self._o_shape = torch.Size(o_shape)
-        self._lse_shape = torch.Size((q.shape[0], q.shape[2], q.shape[1]))
-        self._dtype, self._device, self._index = q.dtype, q.device, q.get_device()
-        self._function, self._threads, self._smem = loaded.function, plan.threads, plan.smem_bytes
+        self._index = q.get_device()
         self._scale = plan.scale
-        self._launch_kernel = loaded.launch_kernel
-        # The struct is read by the driver during the launch; a second thread must not write to it meanwhile.
-        self._lock = Lock()
+        self._o = (o_shape, (*o_stride, 1), q.dtype)
+        self._lse = (lse_shape, (heads_q * seqlen_q, seqlen_q, 1), torch.float32)
+        # The private call behind torch.cuda.current_device(), at a tenth of its cost.
+        self._current_device = torch._C._cuda_getDevice
+        # cuLaunchKernel takes an array of pointers to parameters; there is one.
+        self._arguments = (ctypes.c_void_p * 1)(prepared.address)
+        self._enqueue = _enqueuer(loaded, prepared, ctypes.addressof(self._arguments), self._index)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
         q_data, k_data, v_data = q.data_ptr(), k.data_ptr(), v.data_ptr()
         if (q_data | k_data | v_data) % _ALIGNMENT:
             copies = tuple(bool(data % _ALIGNMENT) for data in (q_data, k_data, v_data))
             return _with_copies(copies, self._again)(q, k, v, scale, return_lse)
+        # New tensors come on the current GPU, and cuLaunchKernel wants the function's own to be that.
+        if self._current_device() != self._index:
+            with torch.cuda.device(self._index):
+                return self(q, k, v, scale, return_lse)
         if scale is None:
             scale = self._scale
         else:
             check_scale(scale)
-        o = torch.empty(self._o_shape, dtype=self._dtype, device=self._device)
-        lse = torch.empty(self._lse_shape, dtype=torch.float32, device=self._device) if return_lse else None
-        self.write(q_data, k_data, v_data, o, lse, scale)
-        return o, lse
+        o = empty_strided(*self._o)
+        if return_lse:
+            lse = empty_strided(*self._lse)
+            self._enqueue(q_data, k_data, v_data, o.data_ptr(), lse.data_ptr(), scale, None)
+            return o, lse
+        self._enqueue(q_data, k_data, v_data, o.data_ptr(), 0, scale, None)
+        return o, None
 
-    def write(self, q: int, k: int, v: int, o: Tensor, lse: Tensor | None, scale: float) -> None:
-        """Launch into given outputs, contiguous and of the shapes that a call would allocate."""
-        # The private calls behind torch.cuda.current_stream() and current_device(), at a tenth of their cost.
-        stream = torch._C._cuda_getCurrentRawStream(self._index)
-        if (
-            torch._C._cuda_getDevice() != self._index
-        ):  # cuLaunchKernel wants the function's own context to be current
-            with torch.cuda.device(self._index):
-                self._enqueue(stream, q, k, v, o, lse, scale)
-        else:
-            self._enqueue(stream, q, k, v, o, lse, scale)
-
-    def _enqueue(
-        self, stream: int, q: int, k: int, v: int, o: Tensor, lse: Tensor | None, scale: float
+    def write(
+        self,
+        q: int,
+        k: int,
+        v: int,
+        o: Tensor,
+        lse: Tensor | None,
+        scale: float,
+        *,
+        counter: int | None = None,
     ) -> None:
-        prepared = self._parameters
-        counter = self._loaded.counter(stream) if prepared.needs_counter else 0
-        with self._lock:
-            prepared.point_at(q, k, v, o.data_ptr(), 0 if lse is None else lse.data_ptr(), counter, scale)
+        """Launch into given outputs, contiguous and of the shapes that a call would allocate.
+
+        `counter` is the address of an int32 zero that no other launch uses meanwhile; None takes one of the
+        GPU's.
+        """
+        with torch.cuda.device(self._index):
+            self._enqueue(q, k, v, o.data_ptr(), 0 if lse is None else lse.data_ptr(), scale, counter)
+
+
+Enqueue = Callable[[int, int, int, int, int, float, int | None], None]  # q, k, v, o, lse, scale, counter
+
+
+def _enqueuer(loaded: LoadedKernel, prepared: Parameters, arguments: int, index: int) -> Enqueue:
+    """A function that launches at the addresses that it is given, on the current stream of GPU `index`.
+
+    A closure: reading what it holds costs less than reading attributes.
+    """
+    plan, grid = loaded.plan, prepared.grid
+    function, threads, smem = loaded.function, plan.threads, plan.smem_bytes
+    launch_kernel, driver_error = loaded.launch_kernel, loaded.driver_error
+    point_at = prepared.point_at
+    free_counter = loaded.counter if prepared.needs_counter else None
+    # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
+    current_stream = torch._C._cuda_getCurrentRawStream
+    # The driver reads the struct during the launch; a second thread must not write to it meanwhile.
+    lock = Lock()
+
+    def enqueue(q: int, k: int, v: int, o: int, lse: int, scale: float, counter: int | None) -> None:
+        stream = current_stream(index)
+        if counter is None:
+            counter = free_counter(stream) if free_counter else 0
+        with lock:
+            point_at(q, k, v, o, lse, counter, scale)
             try:
-                self._launch(stream)
-            except self._loaded.driver_error as error:
+                launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
+            except driver_error as error:
                 if error.status not in _NO_CONTEXT:
-                    raise self._refused(error) from None
+                    raise refused(error) from None
                 # A fresh thread has no context until a runtime call makes one current; torch's allocator,
                 # served from its cache, makes none.
-                self._loaded.make_current()
+                loaded.make_current()
                 try:
-                    self._launch(stream)
-                except self._loaded.driver_error as second:
-                    raise self._refused(second) from None
+                    launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
+                except driver_error as second:
+                    raise refused(second) from None
 
-    def _refused(self, error: Exception) -> LaunchError:
-        return LaunchError(f"{self._loaded.plan.kernel} on {self._device}: {error}")
+    def refused(error: Exception) -> LaunchError:
+        return LaunchError(f"{plan.kernel} on {loaded.device}: {error}")
 
-    def _launch(self, stream: int) -> None:
-        self._launch_kernel(
-            self._function, self._parameters.grid, 1, 1, self._threads, 1, 1, self._smem, stream,
-            self._arguments_address, 0,
-        )  # fmt: skip
+    return enqueue
 
 
 class TileCounters:
@@ -206,10 +244,11 @@ class TileCounters:
         self._free = iter(range(self._counters.data_ptr(), *self._end()))
         self._of_stream: dict[int, int] = {}
         self._device = device
+        self._capturing = torch._C._cuda_isCurrentStreamCapturing
         self._lock = Lock()
 
     def address(self, stream: int) -> int:
-        if torch.cuda.is_current_stream_capturing():
+        if self._capturing():
             with self._lock:
                 address = next(self._free, None)
             return address or self._cleared_by_graph()

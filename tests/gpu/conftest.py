@@ -10,6 +10,8 @@ import torch
 from attention_cases import Case, assert_exact
 from gpu_kernels import FAMILIES, kernel_of, missing
 
+from flashgen.runtime import launch
+
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
@@ -22,13 +24,12 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor that a launch allocates is full of NaN before the kernel writes to it."""
-    empty = torch.empty
+    empty = launch.empty_strided
 
-    def full_of_nan(*arguments: Any, **options: Any) -> torch.Tensor:
-        tensor = empty(*arguments, **options)
-        return tensor.fill_(torch.nan) if tensor.is_cuda and tensor.is_floating_point() else tensor
+    def full_of_nan(*layout: Any) -> torch.Tensor:
+        return empty(*layout).fill_(torch.nan)
 
-    monkeypatch.setattr(torch, "empty", full_of_nan)
+    monkeypatch.setattr(launch, "empty_strided", full_of_nan)
 
 
 Check = Callable[[Case], None]
