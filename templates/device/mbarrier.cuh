@@ -30,15 +30,15 @@ struct Barrier {
 
   // Arrives once and announces `bytes` that a bulk copy will deliver in this phase.
   __device__ __forceinline__ void arrive_expect(uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(bytes)
                  : "memory");
   }
 
   // Waits until the phase of this parity has completed. The loop is C++, not PTX: with a branch inside the assembly some
   // kernels hung, though every barrier that they waited for had completed.
   __device__ __forceinline__ void wait(uint32_t parity) {
-    while (!try_wait(parity)) {
-    }
+    while (!try_wait(parity)) {}
   }
 
   // Sleeps for a while at most; whether the phase has completed.

@@ -17,8 +17,8 @@ __device__ __forceinline__ void prefetch_tensor_map(const TensorMap *map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-__device__ __forceinline__ void tma_load(void *destination, const TensorMap *map, Barrier *full, int column, int row,
-                                         int head, int batch) {
+__device__ __forceinline__ void tma_load(void *destination, const TensorMap *map, Barrier *full, int column,
+                                         int row, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
           "r"(shared_address(destination)),
@@ -26,8 +26,8 @@ __device__ __forceinline__ void tma_load(void *destination, const TensorMap *map
       : "memory");
 }
 
-__device__ __forceinline__ void tma_load_packed(void *destination, const TensorMap *map, Barrier *full, int column,
-                                                int row, int head, int batch) {
+__device__ __forceinline__ void tma_load_packed(void *destination, const TensorMap *map, Barrier *full,
+                                                int column, int row, int head, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %7, %4, %5, %6}], [%2];" ::"r"(shared_address(destination)),
@@ -37,7 +37,8 @@ __device__ __forceinline__ void tma_load_packed(void *destination, const TensorM
 
 // The same box lands at the same offset in every block of `blocks`, and completes on each one's own barrier.
 __device__ __forceinline__ void tma_load_multicast(void *destination, const TensorMap *map, Barrier *full,
-                                                   uint16_t blocks, int column, int row, int head, int batch) {
+                                                   uint16_t blocks, int column, int row, int head,
+                                                   int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
       " [%0], [%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(shared_address(destination)),
@@ -45,21 +46,25 @@ __device__ __forceinline__ void tma_load_multicast(void *destination, const Tens
       : "memory");
 }
 
-__device__ __forceinline__ void tma_store(const TensorMap *map, const void *source, int column, int row, int head,
-                                          int batch) {
-  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
-               "r"(shared_address(source)), "r"(column), "r"(row), "r"(head), "r"(batch)
-               : "memory");
+__device__ __forceinline__ void tma_store(const TensorMap *map, const void *source, int column, int row,
+                                          int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+      "r"(shared_address(source)), "r"(column), "r"(row), "r"(head), "r"(batch)
+      : "memory");
 }
 
-__device__ __forceinline__ void tma_store_packed(const TensorMap *map, const void *source, int column, int row, int head,
-                                                 int batch) {
-  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %6, %3, %4, %5}], [%1];" ::"l"(map),
-               "r"(shared_address(source)), "r"(column), "r"(row), "r"(head), "r"(batch), "r"(0)
-               : "memory");
+__device__ __forceinline__ void tma_store_packed(const TensorMap *map, const void *source, int column,
+                                                 int row, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %6, %3, %4, %5}], [%1];" ::"l"(map),
+      "r"(shared_address(source)), "r"(column), "r"(row), "r"(head), "r"(batch), "r"(0)
+      : "memory");
 }
 
-__device__ __forceinline__ void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void tma_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
 
 // Waits until this thread's stores have read their shared memory (it may be overwritten; the writes may be in flight).
 __device__ __forceinline__ void tma_store_wait_read() {
@@ -68,4 +73,6 @@ __device__ __forceinline__ void tma_store_wait_read() {
 
 // Orders this thread's ordinary shared-memory accesses before later ones of the copy engine and the tensor cores
 // (PTX "Async proxy").
-__device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void fence_async_proxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}

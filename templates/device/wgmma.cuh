@@ -21,7 +21,9 @@
 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 
 template <int kUnfinished>
 __device__ __forceinline__ void wgmma_wait() {
@@ -33,7 +35,9 @@ template <int kTiles>
 __device__ __forceinline__ void pin_registers(float (&registers)[kTiles][4]) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
-    asm volatile("" : "+f"(registers[j][0]), "+f"(registers[j][1]), "+f"(registers[j][2]), "+f"(registers[j][3])::"memory");
+    asm volatile(""
+                 : "+f"(registers[j][0]), "+f"(registers[j][1]), "+f"(registers[j][2]),
+                   "+f"(registers[j][3])::"memory");
   }
 }
 
@@ -41,7 +45,9 @@ template <int kSteps>
 __device__ __forceinline__ void pin_registers(uint32_t (&registers)[kSteps][4]) {
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
-    asm volatile("" : "+r"(registers[k][0]), "+r"(registers[k][1]), "+r"(registers[k][2]), "+r"(registers[k][3])::"memory");
+    asm volatile(""
+                 : "+r"(registers[k][0]), "+r"(registers[k][1]), "+r"(registers[k][2]),
+                   "+r"(registers[k][3])::"memory");
   }
 }
 
