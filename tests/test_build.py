@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
+import subprocess
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -14,10 +17,23 @@ import pytest
 from attention_cases import Case
 
 from flashgen.arch import ARCHS, arch
-from flashgen.build import PlanMismatchWarning, Resources, build, compile_source, elf, mismatches, nvrtc
+from flashgen.build import (
+    Cubin,
+    PlanMismatchWarning,
+    Resources,
+    artifact,
+    build,
+    cache,
+    compile_source,
+    compiler,
+    elf,
+    mismatches,
+    nvrtc,
+)
+from flashgen.build import compile as compile_module
 from flashgen.build.nvrtc import diagnostics
 from flashgen.build.resources import parse_log
-from flashgen.codegen import Source
+from flashgen.codegen import Source, render
 from flashgen.errors import BuildError, Location
 from flashgen.plan import KernelPlan, solve
 from flashgen.spec import load_spec
@@ -310,6 +326,86 @@ def test_cold_build_takes_seconds_and_a_warm_one_no_time(
         times.append(time.perf_counter() - started)
     assert warm.binary == cold.binary and warm.path == cold.path
     assert median(times) < 0.1
+
+
+@pytest.mark.compiler
+def test_warm_build_in_a_new_process_does_not_load_nvrtc(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLASHGEN_CACHE_DIR", str(tmp_path / "cache"))
+    plan = tmp_path / "plan"
+    plan.write_bytes(pickle.dumps(solve(Case(mask="causal").spec(), arch("sm_80"))))
+    code = """
+import pathlib, pickle, sys, time
+from flashgen.build import build
+plan = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+started = time.perf_counter()
+build(plan)
+print(time.perf_counter() - started, "cupy" in sys.modules)
+"""
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(plan)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(3)
+    ]
+    assert [loaded for _, loaded in told] == ["True", "False", "False"]
+    assert min(float(seconds) for seconds, _ in told[1:]) < 0.1
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A library that is loaded, and remembered to be NVRTC 1."""
+    monkeypatch.setenv("FLASHGEN_CACHE_DIR", str(tmp_path / "cache"))
+    library = tmp_path / "libnvrtc.so.13"
+    library.write_bytes(b"1")
+    mappings = tmp_path / "maps"
+    mappings.write_text(f"7f00-7f01 r-xp 00000000 00:1d 42   {library}\n7f02-7f03 rw-p 00000000 00:00 0\n")
+    monkeypatch.setattr(compiler, "_MAPPINGS", mappings)
+    monkeypatch.setattr(nvrtc, "compiler_id", lambda: "NVRTC 2")
+    assert compiler.remember("NVRTC 1") == "NVRTC 1"
+    return library
+
+
+def test_compiler_is_remembered_while_its_library_stays(remembered: Path) -> None:
+    assert compiler.compiler_id() == "NVRTC 1"
+    remembered.write_bytes(b"22")
+    assert compiler.recall() is None
+    assert compiler.compiler_id() == "NVRTC 2" == compiler.recall()
+    remembered.unlink()
+    assert compiler.recall() is None
+
+
+def test_compiler_is_remembered_for_the_places_it_is_searched_in(
+    remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_PATH", "/elsewhere")
+    assert compiler.recall() is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"library": 1, "stamp": [1], "compiler": "x"}'])
+def test_damaged_memory_of_the_compiler_is_ignored(remembered: Path, text: str) -> None:
+    (memory,) = cache.cache_dir().iterdir()
+    memory.write_text(text)
+    assert compiler.recall() is None
+
+
+def test_clear_forgets_the_compiler(remembered: Path) -> None:
+    assert cache.clear() == 0 and not list(cache.cache_dir().iterdir())
+
+
+def test_entry_lies_under_the_compiler_that_made_it(
+    plan: KernelPlan, remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the memory was wrong."""
+    made = Cubin(b"", render(plan), plan.target, Resources(1, 0, 0, plan.smem_bytes), {"compiler": "NVRTC 2"})
+    manifest = artifact.describe(made.source, made.target, (), made.resources, "NVRTC 2")
+    monkeypatch.setattr(compile_module, "_compiled", lambda *_: replace(made, manifest=manifest))
+    built = build(plan)
+    options = nvrtc.options(made.source, plan.target)
+    assert built.path is not None
+    assert built.path.parent.name == cache.cache_key(made.source, options, "NVRTC 2")
+    assert compiler.recall() == "NVRTC 2"
 
 
 @pytest.mark.compiler

@@ -26,6 +26,7 @@ from flashgen.build.artifact import Cubin, DamagedArtifactError, digest
 from flashgen.codegen import Source
 from flashgen.errors import BuildError
 
+COMPILER_PREFIX = "compiler-"  # of the files in which `compiler` remembers who compiles
 _PENDING = ".pending-"  # being written, or being removed
 _ATTEMPTS = 8  # each loss means that another process published or removed the same entry meanwhile
 
@@ -136,7 +137,8 @@ def entries() -> Iterator[Entry]:
 
 
 def clear() -> int:
-    """Remove every entry, and what interrupted processes left; returns how many entries there were.
+    """Remove every entry, what is remembered of compilers, and what interrupted processes left; returns how
+    many entries there were.
 
     Only what looks like ours is touched: FLASHGEN_CACHE_DIR may name a folder that holds other things.
     """
@@ -144,6 +146,8 @@ def clear() -> int:
     for folder in list(cache_dir().iterdir()):
         if folder.name.startswith(_PENDING):
             shutil.rmtree(folder, ignore_errors=True)
+        elif folder.name.startswith((COMPILER_PREFIX, f".{COMPILER_PREFIX}")) and ".json" in folder.name:
+            folder.unlink(missing_ok=True)
         elif len(folder.name) == 64 and (folder.is_dir() and set(folder.name) <= set("0123456789abcdef")):
             _remove(folder)
             removed += 1
@@ -158,4 +162,4 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(condemned, ignore_errors=True)
 
 
-__all__ = ["Entry", "cache_dir", "cache_key", "clear", "entries", "lookup", "publish"]
+__all__ = ["COMPILER_PREFIX", "Entry", "cache_dir", "cache_key", "clear", "entries", "lookup", "publish"]

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Literal
 
-from flashgen.build import artifact, elf, nvrtc
+from flashgen.build import artifact, compiler, elf, nvrtc
 from flashgen.build.artifact import Cubin
 from flashgen.build.cache import cache_key, lookup, publish
 from flashgen.build.resources import mismatches, parse_log
@@ -60,8 +60,15 @@ def _compiled(source: Source, plan: KernelPlan) -> Cubin:
 
 
 def _cached(source: Source, plan: KernelPlan) -> Cubin:
-    key = cache_key(source, nvrtc.options(source, plan.target), nvrtc.compiler_id())
-    return lookup(key) or publish(key, _compiled(source, plan))
+    options = nvrtc.options(source, plan.target)
+    believed = compiler.compiler_id()
+    if found := lookup(cache_key(source, options, believed)):
+        return found
+    cubin = _compiled(source, plan)
+    actual = str(cubin.manifest["compiler"])
+    if actual != believed:
+        compiler.remember(actual)
+    return publish(cache_key(source, options, actual), cubin)
 
 
 __all__ = ["PlanMismatchWarning", "build", "compile_source"]
