@@ -23,6 +23,7 @@ from flashgen.cli.environment import cache, doctor
 from flashgen.cli.lists import specs, targets
 from flashgen.cli.plan import plan, render
 from flashgen.cli.run import run
+from flashgen.cli.tune import tune
 from flashgen.errors import FlashgenError
 
 INTERRUPTED = 130  # what shells report for a process that SIGINT ended
@@ -116,5 +117,5 @@ def main() -> None:
     """
 
 
-for _command in (build, plan, render, run, bench, specs, targets, cache, doctor):
+for _command in (build, plan, render, run, bench, tune, specs, targets, cache, doctor):
     main.add_command(_command)

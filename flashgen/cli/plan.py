@@ -73,7 +73,7 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
     )
     yield f"{plan.kernel} on {arch.target}, {arch.title}"
     yield ""
-    schedule = _schedule(plan)
+    schedule = schedule_words(plan)
     yield (
         f"tile_q {plan.tile_q}   tile_kv {plan.tile_kv}   stages {plan.stages}   warps {plan.warps}   "
         f"family {plan.family}{f' ({schedule})' if schedule else ''}   blocks/SM {plan.blocks_per_sm}"
@@ -152,14 +152,14 @@ def _ranking(ranking: Ranking) -> Table:
         plan, cost = candidate.plan, candidate.cost
         table.add_row(
             str(place), str(plan.tile_q), str(plan.tile_kv), str(plan.stages), str(plan.warps),
-            _schedule(plan),
+            schedule_words(plan),
             f"{plan.smem_bytes:,} B", str(plan.registers), str(plan.blocks_per_sm), size(cost.hbm_bytes),
             f"{cost.seconds * 1e3:.3f}", f"{cost.tflops:.0f}",
         )  # fmt: skip
     return table
 
 
-def _schedule(plan: KernelPlan) -> str:
+def schedule_words(plan: KernelPlan) -> str:
     """The schedule's fields that are not at their defaults."""
     words = []
     for entry in fields(plan.schedule):

@@ -189,6 +189,14 @@ def read(path: Path) -> Tunings | None:
         ) from None
 
 
+def write(path: Path, tunings: Tunings) -> None:
+    """Put tunings in place of what the file held, at once: no reader finds half of them."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pending = path.with_name(f".{path.name}.{os.getpid()}")
+    pending.write_text(tunings.text)
+    os.replace(pending, path)
+
+
 def _usable(path: Path) -> Tunings | None:
     try:
         stamp = path.stat()
@@ -216,4 +224,5 @@ __all__ = [
     "read",
     "tunings_for",
     "user_path",
+    "write",
 ]

@@ -1,0 +1,79 @@
+"""Which tilings are worth measuring: the best of the model's ranking, and what it does not tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from flashgen.arch import Arch
+from flashgen.errors import PlanError
+from flashgen.plan import Candidate, KernelPlan, Sm90Schedule, rank
+from flashgen.spec import AttentionSpec
+from flashgen.spec.model import Schedule, Tiles
+
+PER_TILE = 2  # schedules of one (tile_q, tile_kv) among the proposals
+# Chosen by the solver to fit the rest of a schedule, so they are not carried over to a variant.
+_DERIVED = ("producer_registers", "consumer_registers")
+
+
+def proposals(spec: AttentionSpec, arch: Arch, top: int) -> list[Candidate]:
+    """At most `top` candidates: the model's choice, what is tuned already, and the next ones of the ranking.
+
+    Neighbours in the ranking are often one tile with other buffers, so no (tile_q, tile_kv) comes more than
+    twice. Raises PlanError as `rank` does.
+    """
+    ranking = rank(spec, arch)
+    tuned = () if ranking.tuned is None else (ranking.tuned,)
+    chosen: dict[tuple[object, ...], Candidate] = {}
+    taken: dict[tuple[int, int], int] = {}
+    for candidate in (ranking.candidates[0], *tuned, *ranking.candidates):
+        tile = (candidate.plan.tile_q, candidate.plan.tile_kv)
+        key = tiling_of(candidate.plan)
+        if key not in chosen and taken.get(tile, 0) < PER_TILE:
+            taken[tile] = taken.get(tile, 0) + 1
+            chosen[key] = candidate
+    return list(chosen.values())[:top]
+
+
+def variants(plan: KernelPlan, spec: AttentionSpec, arch: Arch) -> Iterator[Candidate]:
+    """Legal neighbours of a plan: one choice changed that the model ranks equal, or nearly."""
+    for change in _changes(plan):
+        tiles: dict[str, object] = {
+            "q": plan.tile_q, "kv": plan.tile_kv, "stages": plan.stages, "warps": plan.warps,
+        }  # fmt: skip
+        schedule = {name: value for name, value in asdict(plan.schedule).items() if name not in _DERIVED}
+        tiles |= {name: value for name, value in change.items() if name in tiles}
+        schedule |= {name: value for name, value in change.items() if name not in tiles}
+        given = Tiles.model_validate({**tiles, "schedule": Schedule(family=plan.family, **schedule)})
+        try:
+            yield rank(spec.model_copy(update={"tiles": given}), arch, tunings=()).candidates[0]
+        except PlanError:  # one more stage, say, than fits
+            continue
+
+
+def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
+    schedule = plan.schedule
+    if isinstance(schedule, Sm90Schedule):
+        times = [("early", "early"), ("late", "early"), ("late", "late")]
+        for output_wait, rescale in times:
+            if (output_wait, rescale) != (schedule.output_wait, schedule.rescale):
+                yield {"output_wait": output_wait, "rescale": rescale}
+        bounds = plan.mask.bounds
+        if bounds.first is not None or bounds.last is not None:
+            yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
+        yield {"tile_order": "static" if schedule.tile_order == "dynamic" else "dynamic"}
+        yield {"q_stages": 3 - schedule.q_stages} if schedule.q_stages < 3 else {"q_stages": 1}
+        yield {"o_aliases_q": not schedule.o_aliases_q}
+    yield {"stages": plan.stages + 1}
+    step = 16 if plan.family == "sm90" else 32
+    yield {"kv": plan.tile_kv + step}
+    if plan.tile_kv > step:
+        yield {"kv": plan.tile_kv - step}
+
+
+def tiling_of(plan: KernelPlan) -> tuple[object, ...]:
+    """What tells two plans of one spec apart."""
+    return (plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
+
+
+__all__ = ["proposals", "tiling_of", "variants"]
