@@ -26,8 +26,8 @@ _MAPPINGS = Path("/proc/self/maps")  # Linux: the files that are loaded
 def compiler_id() -> str:
     """`nvrtc.compiler_id`, without loading NVRTC where the answer is remembered.
 
-    What is remembered is a guess, since another library may be found first by now. A wrong one yields a kernel
-    that the other NVRTC compiled from the same source, or a cache miss, after which the right one is known.
+    What is remembered is a guess: another library may be found first by now. A wrong one yields a kernel that
+    the other NVRTC compiled from the same source, or a cache miss, after which the right one is known.
     """
     return recall() or remember(nvrtc.compiler_id())
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from functools import cache
+from typing import NoReturn
 
 import torch
 from attention_cases import Case
@@ -16,6 +19,7 @@ from flashgen.runtime.devices import target_of
 from flashgen.spec import parse_spec
 
 FAMILIES = ("sm80", "sm90")
+HANG_S = 10.0  # thousands of times what the longest of these launches takes
 
 
 def kernel_of(case: Case, family: str) -> Kernel:
@@ -41,3 +45,21 @@ def missing(family: str) -> str | None:
 @cache
 def _kernel(text: str) -> Kernel:
     return load(parse_spec(text, "case.yaml"))
+
+
+def finish(case: Case, family: str) -> None:
+    """Wait for the current stream; ends the process when it takes longer than any kernel does.
+
+    Nothing else ends a kernel that hangs, and whatever waits for the GPU waits for ever.
+    """
+    event = torch.cuda.Event()
+    event.record()
+    until = time.monotonic() + HANG_S
+    while not event.query():
+        if time.monotonic() > until:
+            _give_up(f"{family} does not finish within {HANG_S:g} s: {case}")
+
+
+def _give_up(message: str) -> NoReturn:
+    os.write(2, f"\nHANG: {message}\n".encode())  # pytest's capture would be lost
+    os._exit(3)
