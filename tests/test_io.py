@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from math import ceil, isclose, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import sympy
 
-from flashgen.plan import IoModel, Workload, io
+from flashgen.plan import IoModel, KernelPlan, MaskPlan, Sm90Schedule, Workload, io
 from flashgen.spec.bounds import Q, RowBounds
 
 FULL = Workload(
@@ -49,6 +49,25 @@ def moved(w: Workload, tile_q: int, tile_kv: int) -> int:
 @pytest.mark.parametrize("tile_q, tile_kv", [(64, 32), (128, 48), (512, 512)])
 def test_rereads_against_a_walk(workload: Workload, tile_q: int, tile_kv: int) -> None:
     assert IoModel.of(workload, tile_q, tile_kv, 65536).rereads_miss == moved(workload, tile_q, tile_kv)
+
+
+def test_packed_heads_and_clusters_load_once() -> None:
+    spec_free: dict[str, Any] = {
+        "spec": "x", "family": "sm90", "target": "sm_90a", "dtype": "bf16", "head_dim_qk": 64,
+        "head_dim_v": 48, "group": 2, "align": "bottom_right", "mask": MaskPlan("causal", CAUSAL.bounds),
+        "scale": 1.0, "tile_q": 128, "tile_kv": 64, "stages": 2, "warps": 8, "smem_bytes": 65536,
+        "registers": 200, "blocks_per_sm": 1,
+    }  # fmt: skip
+    w = dataclasses.replace(CAUSAL, heads_q=4)
+    plain = IoModel.of_plan(w, KernelPlan(schedule=Sm90Schedule(), **spec_free))
+    assert plain == IoModel.of(w, 128, 64, 65536)
+    clustered = IoModel.of_plan(w, KernelPlan(schedule=Sm90Schedule(cluster=2), **spec_free))
+    assert clustered.rereads_miss == moved(w, 256, 64)
+    packed = IoModel.of_plan(w, KernelPlan(schedule=Sm90Schedule(pack_gqa=True), **spec_free))
+    # as two heads whose tiles are half as long, but for Q, O and lse, of which there are still four
+    rows = moved(dataclasses.replace(w, heads_q=2), 64, 64)
+    assert packed.rereads_miss == rows + 2 * 2 * 300 * (2 * (64 + 48) + 4)
+    assert packed.compulsory == plain.compulsory < packed.rereads_miss
 
 
 def test_compulsory_moves_each_tensor_once() -> None:

@@ -32,7 +32,7 @@ def plan(spec_file: Path, target: str | None, show_all: bool, as_json: bool) -> 
     spec, arch = read_spec(spec_file, target)
     ranking = rank(spec, arch)
     best, work = ranking.best, Workload.of(spec)
-    io = IoModel.of(work, best.tile_q, best.tile_kv, best.smem_bytes)
+    io = IoModel.of_plan(work, best)
     if as_json:
         answer: dict[str, Any] = {"plan": best.to_dict(), "bytes": io.to_dict()}
         print_json(answer | ranking.to_dict() if show_all else answer)

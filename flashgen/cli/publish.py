@@ -43,7 +43,7 @@ def describe(spec: AttentionSpec, plan: KernelPlan) -> dict[str, Any]:
         "name": spec.name,
         "spec": yaml.safe_load(dump_spec(spec)),
         "plan": solution,
-        "bytes": IoModel.of(Workload.of(spec), plan.tile_q, plan.tile_kv, plan.smem_bytes).to_dict(),
+        "bytes": IoModel.of_plan(Workload.of(spec), plan).to_dict(),
     }
 
 

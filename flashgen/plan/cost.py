@@ -55,7 +55,8 @@ class Cost:
 
 def resident_blocks(arch: Arch, *, threads: int, registers: int, smem_bytes: int) -> int:
     """Blocks that fit one SM at a time (CUDA programming guide, "Hardware Multithreading")."""
-    # Registers go to warps in units of 256, that is 8 a thread; a warp finds them in one of the SM's four partitions.
+    # Registers go to warps in units of 256, that is 8 a thread; a warp finds them in one of the SM's four
+    # partitions.
     warps = 4 * (arch.registers_per_sm // 4 // (padded(registers, 8) * 32))
     return min(
         arch.smem_per_sm // (smem_bytes + arch.smem_reserved_per_block),
@@ -76,24 +77,27 @@ def occupancy(tiling: Tiling, head: Head, arch: Arch) -> int:
 def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     """Predict a legal tiling's time for a workload."""
     w = workload
-    counts = w.tiles(tiling.tile_q, tiling.tile_kv)
+    packed, shared = _packed_heads(tiling, w), 1
+    if isinstance(tiling.schedule, Sm90Schedule):
+        shared = tiling.schedule.cluster
+    positions = tiling.tile_q // packed
+    counts = w.tiles(positions, tiling.tile_kv)
     smem, _ = smem_and_registers(tiling, w.head, arch)
-    heads = w.batch * w.heads_q
+    heads = w.batch * w.heads_q // packed
     blocks = counts.q_tiles * heads
     per_sm = max(1, min(occupancy(tiling, w.head, arch), ceil(blocks / arch.sms)))
 
     # With a mask, a warpgroup of sm90 computes only the kv tiles that its own 64 rows need.
     bounded = w.bounds.first is not None or w.bounds.last is not None
-    skips = tiling.family == "sm90" and bounded
-    rows = w.tiles(tiling.tile_q * 4 // tiling.warps, tiling.tile_kv) if skips else counts
+    parts = tiling.warps // 4 if tiling.family == "sm90" and bounded else 1
+    rows = w.tiles(positions // parts, tiling.tile_kv)
     masked = rows.masked / max(rows.visited, 1)
     time = block_time(tiling, w, arch, masked, per_sm)
-    own_tiles = _per_block(rows.per_q_tile, counts.q_tiles)
     slots = arch.sms * per_sm
-    longest_first = np.sort(own_tiles)[::-1] * time.tile + time.prologue
+    longest_first = np.sort(_per_block(rows.per_q_tile, parts))[::-1] * time.tile + time.prologue
     span = _makespan(longest_first, heads, slots) / arch.clock_hz
 
-    io = IoModel.of(w, tiling.tile_q, tiling.tile_kv, smem)
+    io = IoModel.of(w, positions * shared, tiling.tile_kv, smem, packed_heads=packed)
     hbm_bytes = io.missed(_working_set(tiling, w, counts.q_tiles, slots), arch.l2_bytes)
     l2_s, hbm_s = io.rereads_miss / arch.l2_bytes_per_s, hbm_bytes / arch.hbm_bytes_per_s
 
@@ -118,20 +122,28 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     )
 
 
-def _per_block(per_rows: tuple[int, ...], blocks: int) -> npt.NDArray[np.float64]:
-    """kv tiles of each block where `per_rows` counts them for equal parts of a block's rows: their mean."""
-    parts = -(-len(per_rows) // max(blocks, 1))
+def _packed_heads(tiling: Tiling, w: Workload) -> int:
+    """Query heads that one tile holds."""
+    schedule = tiling.schedule
+    return w.head.group if isinstance(schedule, Sm90Schedule) and schedule.pack_gqa else 1
+
+
+def _per_block(per_part: tuple[int, ...], parts: int) -> npt.NDArray[np.float64]:
+    """kv tiles of each block: the mean over its parts, of which the last block may lack some."""
+    blocks = -(-len(per_part) // parts)
     whole = np.zeros(blocks * parts)
-    whole[: len(per_rows)] = per_rows
-    return whole.reshape(blocks, parts).mean(axis=1) if blocks else whole
+    whole[: len(per_part)] = per_part
+    mean: npt.NDArray[np.float64] = whole.reshape(blocks, parts).mean(axis=1)
+    return mean
 
 
 def _working_set(tiling: Tiling, w: Workload, q_tiles: int, slots: int) -> float:
     """Bytes of K and V that are in use at one time."""
     head_bytes = w.seqlen_kv * (w.head_dim_qk + w.head_dim_v) * BYTES
-    group = w.heads_q // w.heads_kv
+    packed = _packed_heads(tiling, w)
+    group = w.head.group // packed
     if isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.tile_order == "dynamic":
-        section = heads_per_section(w.batch * w.heads_q, max(head_bytes, 1), group)
+        section = heads_per_section(w.batch * w.heads_q // packed, max(head_bytes, 1), group)
         return SECTION_IN_USE * section / group * head_bytes
     heads_in_flight = min(w.batch * w.heads_kv, ceil(slots / max(q_tiles * group, 1)))
     return heads_in_flight * head_bytes

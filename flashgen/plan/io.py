@@ -24,6 +24,7 @@ from typing import Any
 
 import sympy
 
+from flashgen.plan.model import KernelPlan, Sm90Schedule
 from flashgen.plan.workload import Workload
 
 Expr = Any
@@ -32,6 +33,8 @@ BATCH, HEADS_Q, HEADS_KV, SEQLEN_Q, SEQLEN_KV, HEAD_DIM_QK, HEAD_DIM_V = sympy.s
     "batch heads_q heads_kv seqlen_q seqlen_kv head_dim_qk head_dim_v", positive=True
 )
 TILE_Q, KV_ROWS, PAIRS, SRAM = sympy.symbols("tile_q kv_rows pairs M", positive=True)
+# Heads that load K and V: all of the queries', or those of K and V where a tile packs a whole group.
+HEADS_LOADING = sympy.Symbol("heads_loading", positive=True)
 BYTES = 2  # per element of q, k, v, o
 LSE_BYTES = 4
 
@@ -44,7 +47,9 @@ _D2 = HEAD_DIM_QK * HEAD_DIM_V
 EXPRESSIONS: Mapping[str, Expr] = MappingProxyType(
     {
         "compulsory": _Q_AND_O + _K_AND_V + _LSE,
-        "rereads_miss": _Q_AND_O + BYTES * BATCH * HEADS_Q * KV_ROWS * (HEAD_DIM_QK + HEAD_DIM_V) + _LSE,
+        "rereads_miss": _Q_AND_O
+        + BYTES * BATCH * HEADS_LOADING * KV_ROWS * (HEAD_DIM_QK + HEAD_DIM_V)
+        + _LSE,
         "standard": _Q_AND_O + _K_AND_V + 4 * BYTES * BATCH * HEADS_Q * SEQLEN_Q * SEQLEN_KV,
         "lower_bound": BYTES
         * BATCH
@@ -61,6 +66,7 @@ _VARIABLES = (
     BATCH,
     HEADS_Q,
     HEADS_KV,
+    HEADS_LOADING,
     SEQLEN_Q,
     SEQLEN_KV,
     HEAD_DIM_QK,
@@ -85,14 +91,30 @@ class IoModel:
     crossover_elements: int  # d^2: from this M on, FlashAttention's I/O is optimal
 
     @classmethod
-    def of(cls, workload: Workload, tile_q: int, tile_kv: int, smem_bytes: int) -> IoModel:
-        """Numbers for a workload. `smem_bytes` is the shared memory of a block, the model's SRAM."""
+    def of_plan(cls, workload: Workload, plan: KernelPlan) -> IoModel:
+        """Numbers for a workload under a plan."""
+        packed, shared = 1, 1
+        if isinstance(plan.schedule, Sm90Schedule):
+            packed = plan.group if plan.schedule.pack_gqa else 1
+            shared = plan.schedule.cluster
+        positions = plan.tile_q // packed * shared
+        return cls.of(workload, positions, plan.tile_kv, plan.smem_bytes, packed_heads=packed)
+
+    @classmethod
+    def of(
+        cls, workload: Workload, tile_q: int, tile_kv: int, smem_bytes: int, *, packed_heads: int = 1
+    ) -> IoModel:
+        """Numbers for a workload. `smem_bytes` is the shared memory of a block, the model's SRAM.
+
+        `tile_q` counts the query positions that load K and V together, of `packed_heads` query heads at once.
+        """
         counts = workload.tiles(tile_q, tile_kv)
         w = workload
         compulsory, rereads_miss, standard, lower_bound = _COMPILED(
             w.batch,
             w.heads_q,
             w.heads_kv,
+            w.heads_q // packed_heads,
             w.seqlen_q,
             w.seqlen_kv,
             w.head_dim_qk,
