@@ -1,6 +1,6 @@
 """`flashgen tune` without a GPU: what is tried, how the winner is chosen and kept, what a hang does.
 
-Building, checking and timing are stood in for; tests/gpu/test_tune.py runs them.
+Building, checking and timing are stood in for; tests/gpu/test_tuning.py runs them.
 """
 
 from __future__ import annotations

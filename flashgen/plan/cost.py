@@ -94,8 +94,9 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     masked = rows.masked / max(rows.visited, 1)
     time = block_time(tiling, w, arch, masked, per_sm)
     slots = arch.sms * per_sm
-    longest_first = np.sort(_per_block(rows.per_q_tile, parts))[::-1] * time.tile + time.prologue
-    span = _makespan(longest_first, heads, slots) / arch.clock_hz
+    per_part = _by_block(rows.per_q_tile, parts)
+    busy = np.maximum(per_part.mean(axis=1) * time.tile, per_part.max(axis=1, initial=0) * time.alone)
+    span = _makespan(np.sort(busy)[::-1] + time.prologue, heads, slots) / arch.clock_hz
 
     io = IoModel.of(w, positions * shared, tiling.tile_kv, smem, packed_heads=packed)
     hbm_bytes = io.missed(_working_set(tiling, w, counts.q_tiles, slots), arch.l2_bytes)
@@ -128,13 +129,12 @@ def _packed_heads(tiling: Tiling, w: Workload) -> int:
     return w.head.group if isinstance(schedule, Sm90Schedule) and schedule.pack_gqa else 1
 
 
-def _per_block(per_part: tuple[int, ...], parts: int) -> npt.NDArray[np.float64]:
-    """kv tiles of each block: the mean over its parts, of which the last block may lack some."""
+def _by_block(per_part: tuple[int, ...], parts: int) -> npt.NDArray[np.float64]:
+    """[blocks, parts] kv tiles; parts that the last block lacks have none."""
     blocks = -(-len(per_part) // parts)
-    whole = np.zeros(blocks * parts)
-    whole[: len(per_part)] = per_part
-    mean: npt.NDArray[np.float64] = whole.reshape(blocks, parts).mean(axis=1)
-    return mean
+    whole = np.zeros((blocks, parts))
+    whole.reshape(-1)[: len(per_part)] = per_part
+    return whole
 
 
 def _working_set(tiling: Tiling, w: Workload, q_tiles: int, slots: int) -> float:

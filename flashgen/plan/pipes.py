@@ -38,6 +38,7 @@ class BlockTime:
     tile: float
     prologue: float
     pipes: Pipes
+    alone: float = 0.0  # a kv tile that only one of the block's warpgroups computes; no less than this
 
 
 def block_time(tiling: Tiling, work: Workload, arch: Arch, masked: float, blocks_per_sm: int) -> BlockTime:
@@ -139,11 +140,17 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, maske
     ) / FP32_PER_CLOCK
     arriving = (BYTES * keys * (d_qk + d_v) + warpgroups * p_bytes) / SMEM_BYTES_PER_CLOCK
 
+    chain = qk + pv + SOFTMAX_ALONE * (exp2 + fp32) + TILE_LATENCY_CYCLES
+
+    def together(active: int) -> float:
+        """A kv tile that `active` warpgroups compute."""
+        smem = active * (qk_smem + pv_smem) + arriving
+        bounds = (active * (qk + pv), active * (exp2 + fp32), smem, chain)
+        return float(sum(bound**OVERLAP_NORM for bound in bounds) ** (1 / OVERLAP_NORM))
+
     products, softmax = warpgroups * (qk + pv), warpgroups * (exp2 + fp32)
     smem = warpgroups * (qk_smem + pv_smem) + arriving
-    alone = qk + pv + SOFTMAX_ALONE * (exp2 + fp32) + TILE_LATENCY_CYCLES  # a warpgroup's own dependencies
-    bounds = (products, softmax, smem, alone)
-    tile = float(sum(bound**OVERLAP_NORM for bound in bounds) ** (1 / OVERLAP_NORM))
+    tile = together(warpgroups)
     if not schedule.overlap:
         tile += NO_OVERLAP_SHARE * min(products, softmax)
     if not schedule.ping_pong and warpgroups > 1:
@@ -154,4 +161,4 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, maske
         prologue += ONE_Q_BUFFER_CYCLES + (O_IN_Q_CYCLES if schedule.o_aliases_q else 0.0)
     elif schedule.o_aliases_q:
         prologue += O_IN_SECOND_Q_CYCLES
-    return BlockTime(tile, prologue, Pipes(products, warpgroups * exp2, warpgroups * fp32, smem))
+    return BlockTime(tile, prologue, Pipes(products, warpgroups * exp2, warpgroups * fp32, smem), together(1))
