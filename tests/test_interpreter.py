@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sympy
@@ -79,6 +79,35 @@ def test_families_share_the_arithmetic() -> None:
     plan = plan_of(case, tile_q=64, tile_kv=64)
     hopper = replace(plan, family="sm90", target="sm_90a", schedule=Sm90Schedule())
     assert torch.equal(interpret(plan, *case.tensors())[0], interpret(hopper, *case.tensors())[0])
+
+
+@pytest.mark.parametrize("key_order", ["descending", "ascending"])
+@pytest.mark.parametrize("pack_gqa", [False, True])
+@pytest.mark.parametrize("mask", ["full", "causal", {"window": 40}], ids=str)
+def test_hopper_schedules_are_exact(
+    mask: Any, pack_gqa: bool, key_order: Literal["descending", "ascending"]
+) -> None:
+    """Each warpgroup of 64 rows, packed heads among them, decides on its own tiles, in either order of keys."""
+    case = Case(mask=mask, heads_kv=2, group=4, seqlen_q=150, seqlen_kv=210)
+    schedule = Sm90Schedule(pack_gqa=pack_gqa, key_order=key_order)
+    plan = replace(
+        plan_of(case, tile_kv=16), family="sm90", target="sm_90a", tile_q=192, warps=12, schedule=schedule
+    )
+    q, k, v = case.tensors()
+    assert_exact(case, *interpret(plan, q, k, v), q, k, v)
+
+
+def test_the_order_of_the_keys_is_the_plans() -> None:
+    """Rounding tells: the two orders add the same terms otherwise."""
+    case = Case(mask="full", seqlen_q=64, seqlen_kv=500)
+    plan = replace(plan_of(case, tile_kv=16), family="sm90", target="sm_90a")
+    orders: tuple[Literal["descending", "ascending"], ...] = ("descending", "ascending")
+    lse = [
+        interpret(replace(plan, schedule=Sm90Schedule(key_order=order)), *case.tensors())[1]
+        for order in orders
+    ]
+    assert not torch.equal(*lse)
+    torch.testing.assert_close(*lse)
 
 
 def test_scale_of_a_call_overrides_the_plans() -> None:
