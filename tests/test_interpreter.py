@@ -87,7 +87,7 @@ def test_families_share_the_arithmetic() -> None:
 def test_hopper_schedules_are_exact(
     mask: Any, pack_gqa: bool, key_order: Literal["descending", "ascending"]
 ) -> None:
-    """Each warpgroup of 64 rows, packed heads among them, decides on its own tiles, in either order of keys."""
+    """Each warpgroup of 64 rows decides on its own tiles, with packed heads too, in either order of keys."""
     case = Case(mask=mask, heads_kv=2, group=4, seqlen_q=150, seqlen_kv=210)
     schedule = Sm90Schedule(pack_gqa=pack_gqa, key_order=key_order)
     plan = replace(
