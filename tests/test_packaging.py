@@ -32,7 +32,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_template_and_spec(wheel: Path) -> None:
     assert wheel.name == f"flashgen-{__version__}-py3-none-any.whl"
     packed = set(zipfile.ZipFile(wheel).namelist())
-    packages = (("templates", "*.*"), ("specs", "*.yaml"), ("flashgen", "*.py"), ("flashgen", "tunings/*.json"))
+    packages = (
+        ("templates", "*.*"),
+        ("specs", "*.yaml"),
+        ("flashgen", "*.py"),
+        ("flashgen", "tunings/*.json"),
+    )
     for folder, pattern in packages:
         inside = "flashgen" if folder == "flashgen" else f"flashgen/_{folder}"
         files = [path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(pattern)]

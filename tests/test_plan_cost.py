@@ -41,7 +41,7 @@ def workload(head_dim: int, seqlen: int, bounds: RowBounds = RowBounds(None, Non
 
 
 def test_the_hopper_measurements_are_met() -> None:
-    """benchmarks/data: 306 tilings on an H200. Within a cell of the grid ratios are met, and so is the best.
+    """benchmarks/data: tilings on an H200. Within a cell of the grid ratios are met, and so is the best.
 
     The rates themselves, which move by 5% from run to run, are met less closely.
     """

@@ -2,7 +2,7 @@
 
 Four pipes: tensor cores, MUFU (one exp2 for each score), fp32 (the rest of the softmax, masking, rescaling O)
 and shared memory. How they overlap is the family's. The constants of sm80 are fitted to FlashAttention 2's
-tiles, those of sm90 to the 378 measurements in benchmarks/data, which docs/solver.md compares with the model.
+tiles, those of sm90 to measurements in benchmarks/data, which docs/solver.md compares with the model.
 """
 
 from __future__ import annotations
