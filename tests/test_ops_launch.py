@@ -337,10 +337,10 @@ def test_packed_heads_are_a_dimension_of_their_own(
     [
         (3, 2, 500, {}, 12),  # no more than there are
         (50, 2, 500, {}, 200),
-        (50, 2, 2**15, {}, 16),  # 64 MiB hold K and V of 8 heads, each for 2 query heads
-        (50, 2, 2**15, {"pack_gqa": True}, 16),  # 8, but too few balance badly
-        (50, 2, 2**13, {}, 64),
-        (50, 2, 2**13, {"pack_gqa": True}, 32),
+        (50, 2, 2**15, {}, 32),  # 32 MiB hold K and V of 4 heads, each for 2 query heads, but few balance badly
+        (50, 2, 2**15, {"pack_gqa": True}, 32),
+        (50, 2, 2**11, {}, 128),
+        (50, 2, 2**11, {"pack_gqa": True}, 64),
     ],
 )
 def test_a_section_is_the_heads_whose_keys_and_values_share_l2(
