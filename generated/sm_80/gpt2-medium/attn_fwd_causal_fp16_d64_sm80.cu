@@ -1,7 +1,7 @@
 // attn_fwd_causal_fp16_d64_sm80
 //
-// Attention forward for the spec "gpt2-medium": mask causal, fp16, head_dim 64. Tiles of 128 queries x 32
-// keys, 4 warps, 1 K/V buffer, Q in registers, 16384 bytes of shared memory, 3 blocks per SM.
+// Attention forward for the spec "gpt2-medium": mask causal, fp16, head_dim 64. Tiles of 128 queries x 128
+// keys, 4 warps, 1 K/V buffer, 49152 bytes of shared memory, 2 blocks per SM.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_80 -I templates/device -cubin FILE.cu
 #include "cp_async.cuh"
@@ -19,10 +19,10 @@ using Element = fp16;
 constexpr int kHeadDimQk = 64;
 constexpr int kHeadDimV = 64;
 constexpr int kTileQ = 128;
-constexpr int kTileKv = 32;
+constexpr int kTileKv = 128;
 constexpr int kWarps = 4;
-constexpr int kBlocksPerSm = 3;
-constexpr int kSmemBytes = 16384;
+constexpr int kBlocksPerSm = 2;
+constexpr int kSmemBytes = 49152;
 constexpr int kSectionBytes = 32 << 20;  // K and V of the heads that are worked on at a time, to stay in L2
 
 constexpr int kThreads = 32 * kWarps;
@@ -36,14 +36,13 @@ using KReader = TileReader<kHeadDimQk, kTileKv, kThreads>;
 using VReader = TileReader<kHeadDimV, kTileKv, kThreads>;
 using OWriter = TileWriter<kHeadDimV, kTileQ, kThreads>;
 
-// Q is read into registers before K and V arrive; O is written after the last of them was read.
-union SharedStorage {
-  uint16_t q[kTileQ * QkTile::kPitch];
-  struct {
-    uint16_t k[kTileKv * QkTile::kPitch];
-    uint16_t v[kTileKv * VTile::kPitch];
+struct SharedStorage {
+  union {
+    uint16_t q[kTileQ * QkTile::kPitch];
+    uint16_t o[kTileQ * VTile::kPitch];  // written when Q is no longer needed
   };
-  uint16_t o[kTileQ * VTile::kPitch];
+  uint16_t k[kTileKv * QkTile::kPitch];
+  uint16_t v[kTileKv * VTile::kPitch];
 };
 static_assert(sizeof(SharedStorage) == kSmemBytes);
 
@@ -126,13 +125,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   OnlineSoftmax softmax[kWarpBlocks];
 
   q_reader.load(q_shared, q_rows);
-  cp_async_commit();
-  cp_async_wait<0>();
-  __syncthreads();
-  uint32_t q[QkTile::kColumns / 16][kWarpBlocks][4];
-#pragma unroll
-  for (int k = 0; k < QkTile::kColumns / 16; ++k) load_rows<kHeadDimQk>(q[k], q_tile, q_lane, k);
-  __syncthreads();  // K and V overwrite Q
   if (tile_begin < tile_end) k_reader.load(k_shared, seqlen_kv - kv_last);
   cp_async_commit();
 
@@ -145,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
     // S = Q K^T
     float s[kWarpBlocks][kTileKv / 8][4] = {};
-    multiply_qk<Element, kHeadDimQk>(s, q, k_shared, k_lane);
+    multiply_qk<Element, kHeadDimQk>(s, q_tile, q_lane, k_shared, k_lane);
 
     // S = -inf outside of the kept keys of each row
     if (tile >= full_end) {

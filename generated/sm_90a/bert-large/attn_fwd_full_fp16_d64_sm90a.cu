@@ -1,0 +1,375 @@
+// attn_fwd_full_fp16_d64_sm90a
+//
+// Attention forward for the spec "bert-large":
+// mask full, fp16, head_dim 64.
+// Tiles of 256 queries x 64 keys, 4 computing warpgroups and a producer, 2 K/V buffers; 133120 bytes of shared memory.
+//
+// Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
+#include "integer.cuh"
+#include "mask.cuh"
+#include "mbarrier.cuh"
+#include "softmax.cuh"
+#include "swizzled_panel.cuh"
+#include "tma.cuh"
+#include "types.cuh"
+#include "wgmma.cuh"
+
+struct AttentionParams {
+  TensorMap q, k, v, o;    // (head_dim, seqlen, heads, batch)
+  float *lse;              // [batch, heads_q, seqlen_q], or null
+  uint32_t *tile_counter;  // 0 before the launch, 0 after it
+  int batch, heads_q, heads_kv, seqlen_q, seqlen_kv;
+  int tiles;              // units of work in all: q tiles, or clusters of them
+  int tiles_per_head;     // the same, of one head
+  int heads_per_section;  // heads whose keys and values share L2
+  float scale;            // positive
+};
+
+namespace {
+
+using Element = fp16;
+constexpr int kTileQ = 256;
+constexpr int kTileKv = 64;
+constexpr int kStages = 2;
+constexpr int kQStages = 2;
+constexpr int kHeadDimV = 64;
+constexpr int kWarpgroups = 4;  // that compute; each owns 64 rows of the q tile
+constexpr int kThreads = 128 * (kWarpgroups + 1);
+constexpr int kPanelsQk = 1;  // of 64 columns
+constexpr int kPanelsV = 1;
+
+constexpr int kQBytes = 64 * kPanelsQk * 128;  // of one warpgroup
+constexpr int kKBytes = kTileKv * kPanelsQk * 128;
+constexpr int kVBytes = kTileKv * kPanelsV * 128;
+
+// A unit of work: a q tile of a head, and the key tiles [begin, end) that any of its rows needs.
+struct Tile {
+  int q, head, batch, begin, end;
+};
+
+// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+__device__ __forceinline__ Tile uniform(const Tile &tile) {
+  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
+          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
+          __shfl_sync(0xffffffff, tile.end, 0)};
+}
+
+struct alignas(1024) SharedStorage {
+  char q[kQStages][kWarpgroups][kPanelsQk][64 * 128];
+  char k[kStages][kPanelsQk][kTileKv * 128];
+  char v[kStages][kPanelsV][kTileKv * 128];
+  char o[kWarpgroups][kPanelsV][64 * 128];
+  Barrier q_full[kQStages][kWarpgroups], q_empty[kQStages][kWarpgroups];
+  Barrier k_full[kStages], k_empty[kStages];
+  Barrier v_full[kStages], v_empty[kStages];
+  Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
+};
+static_assert(sizeof(SharedStorage) + 1024 <= 133120, "more shared memory than planned");
+
+// S[64 x kTileKv] (+)= Q[64 x 16] K^T
+__device__ __forceinline__ void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %34, 0;\n"
+      " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16\n"
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},\n"
+      " %32, %33, accumulate, 1, 1, 0, 0;\n}"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
+        "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+        "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// O[64 x kHeadDimV] (+)= P[64 x 16] V[16 x kHeadDimV]
+__device__ __forceinline__ void wgmma_output(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
+                                             int accumulate) {
+  asm volatile(
+      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %37, 0;\n"
+      " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16\n"
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},\n"
+      " {" "%32, %33, %34, %35}, %36, accumulate, 1, 1, 1;\n}"
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
+        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
+        "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
+        "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
+
+// Rows of a head: query positions.
+__device__ __forceinline__ int row_count(const AttentionParams &params) { return params.seqlen_q; }
+
+// Key tiles [begin, end) that some row of a range needs; every row needs those in [unmasked_begin, unmasked_end)
+// whole.
+struct KeyTiles {
+  int begin, end, unmasked_begin, unmasked_end;
+};
+
+__device__ __forceinline__ KeyTiles key_tiles(const AttentionParams &params) {
+  KeyTiles tiles;
+  tiles.begin = 0;
+  tiles.end = ceil_div(params.seqlen_kv, kTileKv);
+  tiles.unmasked_begin = 0;
+  tiles.unmasked_end = params.seqlen_kv / kTileKv;
+  return tiles;
+}
+
+__device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params) {
+  // The tiles of a head follow one another, to share its K and V in L2.
+  const int batch_head = index / params.tiles_per_head;
+  int q = index - batch_head * params.tiles_per_head;
+  const KeyTiles keys = key_tiles(params);
+  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+}
+
+// One thread feeds the block: K, Q and V in the order in which they are consumed.
+__device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
+  RingPosition<kQStages> q_ring;
+  RingPosition<kStages> k_ring, v_ring;
+  auto load_k = [&](const Tile &tile, int j) {
+    Barrier &full = shared.k_full[k_ring.stage];
+    shared.k_empty[k_ring.stage].wait(k_ring.parity ^ 1);
+    full.arrive_expect(kKBytes);
+#pragma unroll
+    for (int panel = 0; panel < kPanelsQk; ++panel) {
+      char *target = shared.k[k_ring.stage][panel];
+      tma_load(target, &params.k, &full, panel * 64, j * kTileKv, tile.head, tile.batch);
+    }
+    k_ring.advance();
+  };
+  auto load_v = [&](const Tile &tile, int j) {
+    Barrier &full = shared.v_full[v_ring.stage];
+    shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
+    full.arrive_expect(kVBytes);
+#pragma unroll
+    for (int panel = 0; panel < kPanelsV; ++panel) {
+      char *target = shared.v[v_ring.stage][panel];
+      tma_load(target, &params.v, &full, panel * 64, j * kTileKv, tile.head, tile.batch);
+    }
+    v_ring.advance();
+  };
+
+  int index = blockIdx.x;
+  const int stride = gridDim.x;
+  while (index < params.tiles) {
+    const int next = index + stride;
+    const Tile tile = tile_at(index, params);
+    if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
+#pragma unroll
+    for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
+      Barrier &full = shared.q_full[q_ring.stage][warpgroup];
+      shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
+      shared.tile[q_ring.stage][warpgroup] = tile;
+      full.arrive_expect(kQBytes);
+#pragma unroll
+      for (int panel = 0; panel < kPanelsQk; ++panel) {
+        tma_load(shared.q[q_ring.stage][warpgroup][panel], &params.q, &full, panel * 64,
+                 tile.q * kTileQ + warpgroup * 64, tile.head, tile.batch);
+      }
+    }
+    q_ring.advance();
+#pragma unroll 1  // it waits all the time: registers are what it must save
+    for (int j = tile.end - 2; j >= tile.begin; --j) {
+      load_k(tile, j);
+      load_v(tile, j + 1);
+    }
+    if (tile.begin < tile.end) load_v(tile, tile.begin);
+    index = next;
+  }
+  for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
+    shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
+    shared.tile[q_ring.stage][warpgroup].batch = -1;
+    shared.q_full[q_ring.stage][warpgroup].arrive();
+  }
+}
+
+// A warpgroup computes its 64 rows of every tile that the producer hands it.
+__device__ __forceinline__ void consume(SharedStorage &shared, const AttentionParams &params, int warpgroup) {
+  const int warp = (threadIdx.x / 32) % 4;
+  const int lane = threadIdx.x % 32;
+  const float scale_log2 = params.scale * kLog2e;
+  const int own_barrier = 1 + kWarpgroups + warpgroup;
+
+  RingPosition<kQStages> q_ring;
+  RingPosition<kStages> k_ring, v_ring;
+  // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
+  // take the same number of turns: one less than the tile has key tiles.
+  constexpr int kTurn = 1;
+  if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
+
+  for (;;) {
+    shared.q_full[q_ring.stage][warpgroup].wait(q_ring.parity);
+    const Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
+    if (tile.batch < 0) break;
+    const int row_begin = tile.q * kTileQ + warpgroup * 64;
+    const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    const KeyTiles keys = key_tiles(params);
+
+    float o[kHeadDimV / 8][4] = {};
+    OnlineSoftmax softmax;
+
+    if (keys.begin < keys.end) {
+      const int column = 2 * (lane % 4);
+      const int last[2] = {params.seqlen_kv - 1 - column, params.seqlen_kv - 1 - column};
+      const uint64_t q_descriptor = wgmma_descriptor(shared.q[q_ring.stage][warpgroup], 0);
+      float s[kTileKv / 8][4];
+      uint32_t p[kTileKv / 16][4];  // accumulators rounded in pairs are the fragments of an A operand
+      float correction[2];
+
+      // S = Q K^T
+      auto issue_scores = [&]() {
+        const uint64_t k_descriptor = wgmma_descriptor(shared.k[k_ring.stage], 0);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 4; ++step) {
+          const int column_bytes = (step % 4) * 32;
+          wgmma_scores(s, advance(q_descriptor, (step / 4) * 64 * 128 + column_bytes),
+                       advance(k_descriptor, (step / 4) * kTileKv * 128 + column_bytes), step > 0);
+        }
+        wgmma_commit();
+      };
+      // O += P V
+      auto issue_output = [&]() {
+        const uint64_t v_descriptor = wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < kTileKv / 16; ++step) {
+          wgmma_output(o, p[step], advance(v_descriptor, step * 16 * 128), 1);
+        }
+        wgmma_commit();
+      };
+      auto mask_scores = [&](int j) {
+        if (j < keys.unmasked_end) return;
+        const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
+        mask_after(s, tile_last);
+      };
+      auto round_probabilities = [&]() {
+#pragma unroll
+        for (int j = 0; j < kTileKv / 8; ++j) {
+          p[j / 2][j % 2 * 2] = pack<Element>(s[j][0], s[j][1]);
+          p[j / 2][j % 2 * 2 + 1] = pack<Element>(s[j][2], s[j][3]);
+        }
+      };
+
+      shared.k_full[k_ring.stage].wait(k_ring.parity);
+      issue_scores();
+      wgmma_wait<0>();
+      pin_registers(s);
+      if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+      k_ring.advance();
+      mask_scores(keys.end - 1);
+      softmax.update(s, scale_log2, correction, Masked{});
+      round_probabilities();
+
+      for (int j = keys.end - 2; j >= keys.begin; --j) {
+        // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
+        shared.k_full[k_ring.stage].wait(k_ring.parity);
+        named_barrier_sync<256>(kTurn + warpgroup);
+        issue_scores();
+        shared.v_full[v_ring.stage].wait(v_ring.parity);
+        issue_output();
+        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
+        wgmma_wait<1>();
+        pin_registers(s);
+        if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+        k_ring.advance();
+        wgmma_wait<0>();
+        pin_registers(o);
+        pin_registers(p);
+        if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+        v_ring.advance();
+        mask_scores(j);
+        softmax.update(s, scale_log2, correction, Masked{});
+        scale_rows(o, correction);
+        round_probabilities();
+      }
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      shared.v_full[v_ring.stage].wait(v_ring.parity);
+      issue_output();
+      wgmma_wait<0>();
+      pin_registers(o);
+      if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+      v_ring.advance();
+    } else if (lane == 0) {
+      shared.q_empty[q_ring.stage][warpgroup].arrive();
+    }
+
+    // O = O / l, lse = m + log l
+    float inverse[2];
+    softmax.finish(inverse);
+    scale_rows(o, inverse);
+    if (params.lse != nullptr && lane % 4 == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int lse_row = row + 8 * r;
+        const int head = tile.head, q = lse_row;
+        if (q < params.seqlen_q) {
+          params.lse[(static_cast<int64_t>(tile.batch) * params.heads_q + head) * params.seqlen_q + q] =
+              softmax.log_sum_exp(r, params.scale);
+        }
+      }
+    }
+    char *staging = shared.o[warpgroup][0];
+    if (threadIdx.x % 128 == 0) tma_store_wait_read();  // of the previous tile
+    named_barrier_sync<128>(own_barrier);
+    store_to_panels<Element>(staging, o, warp, lane);
+    fence_async_proxy();
+    named_barrier_sync<128>(own_barrier);
+    if (threadIdx.x % 128 == 0) {
+#pragma unroll
+      for (int panel = 0; panel < kPanelsV; ++panel) {
+        tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
+      }
+      tma_store_commit();
+    }
+    q_ring.advance();
+  }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    attn_fwd_full_fp16_d64_sm90a(const __grid_constant__ AttentionParams params) {
+  extern __shared__ char dynamic_shared[];
+  const uint32_t misalignment = shared_address(dynamic_shared) % 1024;
+  SharedStorage &shared = *reinterpret_cast<SharedStorage *>(dynamic_shared + (1024 - misalignment) % 1024);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kQStages; ++i) {
+      for (int j = 0; j < kWarpgroups; ++j) {
+        shared.q_full[i][j].init(1);
+        shared.q_empty[i][j].init(4);
+      }
+    }
+    for (int i = 0; i < kStages; ++i) {
+      shared.k_full[i].init(1);
+      shared.v_full[i].init(1);
+      shared.k_empty[i].init(4 * kWarpgroups);  // one arrival of each warp
+      shared.v_empty[i].init(4 * kWarpgroups);
+    }
+    fence_barrier_init();
+    prefetch_tensor_map(&params.q);
+    prefetch_tensor_map(&params.k);
+    prefetch_tensor_map(&params.v);
+    prefetch_tensor_map(&params.o);
+  }
+  __syncthreads();
+
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  if (warpgroup == 0) {
+    give_registers<32>();
+    if (threadIdx.x == 0) produce(shared, params);
+  } else {
+    take_registers<112>();
+    consume(shared, params, warpgroup - 1);
+  }
+}
