@@ -337,7 +337,7 @@ def test_packed_heads_are_a_dimension_of_their_own(
     [
         (3, 2, 500, {}, 12),  # no more than there are
         (50, 2, 500, {}, 200),
-        (50, 2, 2**15, {}, 32),  # 32 MiB hold K and V of 4 heads, each for 2 query heads, but few balance badly
+        (50, 2, 2**15, {}, 32),  # 32 MiB hold K and V of 4 heads for 2 query heads each: too few to balance
         (50, 2, 2**15, {"pack_gqa": True}, 32),
         (50, 2, 2**11, {}, 128),
         (50, 2, 2**11, {"pack_gqa": True}, 64),
