@@ -35,8 +35,8 @@ struct Barrier {
                  : "memory");
   }
 
-  // Waits until the phase of this parity has completed. The loop is C++, not PTX: with a branch inside the assembly some
-  // kernels hung, though every barrier that they waited for had completed.
+  // Waits until the phase of this parity has completed. The loop is C++ on purpose: with a branch inside the assembly
+  // two tilings (d64 192x64 and 192x48) hung on an H200, for a reason that was not found.
   __device__ __forceinline__ void wait(uint32_t parity) {
     while (!try_wait(parity)) {}
   }
