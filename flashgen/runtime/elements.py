@@ -1,0 +1,107 @@
+"""Masks and scores element by element: the expressions of a spec or a plan, on the tensors of one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from sympy.core.function import AppliedUndef
+from torch import Tensor
+
+from flashgen.runtime.evaluate import evaluate
+from flashgen.runtime.inputs import Declarations, Inputs, Sizes
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q, Q
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of the scores: [batches, heads, rows, columns], each a range of indices."""
+
+    batches: range
+    heads: range  # of the queries
+    rows: range
+    columns: range  # keys; may pass the last one, where tensors read their nearest element
+
+    @classmethod
+    def whole(cls, sizes: Sizes) -> Box:
+        """All scores of a call."""
+        return cls(range(sizes.batch), range(sizes.heads_q), range(sizes.seqlen_q), range(sizes.seqlen_kv))
+
+
+class Elements:
+    """Evaluates expressions at boxes of one call. Results broadcast to [batches, heads, rows, columns]."""
+
+    def __init__(
+        self,
+        declared: Declarations,
+        inputs: Inputs,
+        sizes: Sizes,
+        *,
+        scale: float,
+        real: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """`real` is the dtype of everything that is not an integer: float64, or float32 as in a kernel."""
+        self.sizes = sizes
+        self._real = real
+        self._device = device
+        self._tensors = {
+            tensor.name: (tensor.index, value)
+            for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
+        }
+        self._constants = {
+            SEQLEN_Q: torch.tensor(sizes.seqlen_q, device=device),
+            SEQLEN_KV: torch.tensor(sizes.seqlen_kv, device=device),
+            SCALE: torch.tensor(scale, dtype=real, device=device),
+        }
+        for parameter, number in zip(declared.parameters, inputs.params, strict=True):
+            dtype = torch.int64 if parameter.kind == "int" else real
+            self._constants[parameter.symbol] = torch.tensor(number, dtype=dtype, device=device)
+
+    def at(self, expr: sympy.Basic, box: Box, score: Tensor | None = None) -> Tensor:
+        """The value of an expression; of `score` it may speak where that is given.
+
+        `score` is scale * (Q . K), [batches, heads, rows, columns].
+        """
+        values = self.values(box)
+        if score is not None:
+            values[SCORE] = score
+        return evaluate(expr, values, read=self._read, real=self._real)
+
+    def values(self, box: Box) -> dict[sympy.Symbol, Tensor]:
+        """What the symbols stand for at a box."""
+        heads = self._along(box.heads)[None, :, None, None]
+        group = self.sizes.heads_q // max(self.sizes.heads_kv, 1)
+        return {
+            **self._constants,
+            BATCH: self._along(box.batches)[:, None, None, None],
+            HEAD: heads,
+            HEAD_KV: heads // max(group, 1),
+            Q: self._along(box.rows)[:, None] + self.sizes.q_offset,
+            KV: self._along(box.columns),
+        }
+
+    def indices(self, read: AppliedUndef, box: Box) -> tuple[Tensor, ...]:
+        """Which elements of its tensor a read takes at a box: an index for each axis."""
+        values = self.values(box)
+        subscripts = (evaluate(arg, values, read=self._read, real=self._real) for arg in read.args)
+        return self._stored(read, tuple(subscripts))
+
+    def _read(self, read: AppliedUndef, subscripts: tuple[Tensor, ...]) -> Tensor:
+        tensor, indices = self._tensors[read.func.__name__][1], self._stored(read, subscripts)
+        return tensor[indices] if indices else tensor
+
+    def _stored(self, read: AppliedUndef, subscripts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Positions as indices. A subscript outside of its axis reads the nearest element."""
+        index, _ = self._tensors[read.func.__name__]
+        return tuple(
+            (subscript - self.sizes.first(axis)).clamp(0, max(self.sizes.length(axis) - 1, 0))
+            for axis, subscript in zip(index, subscripts, strict=True)
+        )
+
+    def _along(self, indices: range) -> Tensor:
+        return torch.arange(indices.start, indices.stop, device=self._device)
+
+
+__all__ = ["Box", "Elements"]

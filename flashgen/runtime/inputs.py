@@ -1,0 +1,247 @@
+"""What a mask or score is given besides q, k and v: tensors, runtime parameters, the sink.
+
+From names, as a caller has them, to the order in which a kernel takes them, with everything checked on the
+way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashgen.errors import LaunchError, Problem
+from flashgen.plan.model import KernelPlan
+from flashgen.plan.tiles import row_shift
+from flashgen.spec import AttentionSpec
+from flashgen.spec.inputs import DType, RuntimeParameter, TensorInput
+from flashgen.spec.suggest import did_you_mean, quoted
+
+INPUT_DTYPES: Mapping[DType, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """What a kernel, or the reference of a spec, takes besides q, k and v; in this order."""
+
+    tensors: tuple[TensorInput, ...] = ()
+    parameters: tuple[RuntimeParameter, ...] = ()
+    sink: bool = False
+
+    @classmethod
+    def of(cls, source: AttentionSpec | KernelPlan) -> Declarations:
+        """What a spec's formulas read: its plan's kernel takes the same."""
+        if isinstance(source, KernelPlan):
+            tensors = (TensorInput(t.name, t.index, t.dtype, t.grad, t.sorted) for t in source.tensors)
+            parameters = (RuntimeParameter(p.name, p.kind, p.least) for p in source.parameters)
+            return cls(tuple(tensors), tuple(parameters), source.sink)
+        attention = source.attention
+        return cls(attention.inputs, attention.runtime, attention.sink)
+
+    def __bool__(self) -> bool:
+        return bool(self.tensors or self.parameters or self.sink)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The values of `Declarations`, in their order. An integer parameter is a float of integral value."""
+
+    tensors: tuple[Tensor, ...] = ()
+    params: tuple[float, ...] = ()
+    sink: Tensor | None = None  # fp32 [heads_q]
+
+
+NO_INPUTS = Inputs()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The lengths of one call's dimensions."""
+
+    batch: int
+    heads_q: int
+    heads_kv: int
+    seqlen_q: int
+    seqlen_kv: int
+    q_offset: int  # position of the first row
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, align: str) -> Sizes:
+        """Of a call with q [batch, seqlen_q, heads_q, ...] and k [batch, seqlen_kv, heads_kv, ...]."""
+        batch, seqlen_q, heads_q, _ = q.shape
+        seqlen_kv, heads_kv = k.shape[1:3]
+        q_offset = row_shift("top_left" if align == "top_left" else "bottom_right", seqlen_q, seqlen_kv)
+        return cls(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, q_offset)
+
+    def length(self, axis: str | int) -> int:
+        """Elements along an axis of a tensor that a formula reads."""
+        if isinstance(axis, int):
+            return axis
+        return {
+            "batch": self.batch,
+            "head": self.heads_q,
+            "head_kv": self.heads_kv,
+            "q": self.seqlen_q,
+            "kv": self.seqlen_kv,
+            "q - kv": self.seqlen_q + self.seqlen_kv - 1,
+        }[axis]
+
+    def first(self, axis: str | int) -> int:
+        """The subscript of an axis' first element: subscripts are positions on the key timeline."""
+        if axis == "q":
+            return self.q_offset
+        return self.q_offset - (self.seqlen_kv - 1) if axis == "q - kv" else 0
+
+
+def arrange(
+    declared: Declarations,
+    tensors: Mapping[str, Tensor] | None,
+    params: Mapping[str, float] | None,
+    sink: Tensor | None,
+    *,
+    name: str,
+) -> Inputs:
+    """A caller's names in the order of the declarations. Raises `LaunchError` with all that is wrong.
+
+    `name` is the spec's, for the messages.
+    """
+    tensors, params = tensors or {}, params or {}
+    if not (declared or tensors or params or sink is not None):
+        return NO_INPUTS
+    problems = [
+        *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], name),
+        *_name_problems("parameter", params, [parameter.name for parameter in declared.parameters], name),
+        *(
+            problem
+            for parameter in declared.parameters
+            if parameter.name in params
+            for problem in _value_problems(parameter, params[parameter.name])
+        ),
+    ]
+    if declared.sink and sink is None:
+        problems.append(Problem(f"{name} has a sink, and none is given", hint="sink=<fp32 tensor [heads_q]>"))
+    if sink is not None and not declared.sink:
+        problems.append(Problem(f"{name} has no sink", hint="write 'sink: true' in the spec's attention"))
+    if problems:
+        raise LaunchError(problems)
+    return Inputs(
+        tuple(tensors[tensor.name] for tensor in declared.tensors),
+        tuple(float(params[parameter.name]) for parameter in declared.parameters),
+        sink,
+    )
+
+
+def check_inputs(declared: Declarations, inputs: Inputs, sizes: Sizes, device: torch.device) -> None:
+    """Whether values fit their declarations: number, shapes, dtypes, device, ranges.
+
+    Raises `LaunchError` with all that is wrong.
+    """
+    check_extents(declared, inputs, sizes)
+    problems = []
+    sink = [] if inputs.sink is None else [("sink", inputs.sink, torch.float32)]
+    dtypes = [
+        (tensor.name, value, INPUT_DTYPES[tensor.dtype])
+        for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
+    ]
+    for name, value, dtype in (*dtypes, *sink):
+        if value.dtype != dtype and not (dtype is torch.bool and value.dtype is torch.uint8):
+            message = f"{name} is {value.dtype}, and is declared as {dtype}"
+            problems.append(Problem(message, hint=f"cast it: {name}.to({dtype})"))
+        if value.device != device:
+            problems.append(
+                Problem(f"{name} is on {value.device}, q is on {device}", hint=f"{name}.to(q.device)")
+            )
+    if problems:
+        raise LaunchError(problems)
+
+
+def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
+    """The part of `check_inputs` that holds in any precision and on any device."""
+    given, wanted = (
+        (len(inputs.tensors), len(inputs.params)),
+        (len(declared.tensors), len(declared.parameters)),
+    )
+    if given != wanted or (inputs.sink is not None) != declared.sink:
+        raise LaunchError(
+            f"{given[0]} tensors and {given[1]} parameters are given; the kernel takes {wanted[0]} and "
+            f"{wanted[1]}{', and a sink' if declared.sink else ''}"
+        )
+    problems = [
+        problem
+        for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
+        for problem in _shape_problems(tensor.name, value, tensor.index, sizes)
+    ]
+    for parameter, number in zip(declared.parameters, inputs.params, strict=True):
+        problems.extend(_value_problems(parameter, number))
+    if inputs.sink is not None:
+        problems.extend(_shape_problems("sink", inputs.sink, ("head",), sizes))
+    if problems:
+        raise LaunchError(problems)
+
+
+def _name_problems(
+    kind: str, given: Mapping[str, object], wanted: Sequence[str], name: str
+) -> Iterator[Problem]:
+    for missing in wanted:
+        if missing not in given:
+            argument = "tensors" if kind == "tensor" else "params"
+            yield Problem(
+                f"{name} reads the {kind} '{missing}', which is not given",
+                hint=f"{argument}={{'{missing}': ...}}",
+            )
+    for unknown in given:
+        if unknown not in wanted:
+            hint = did_you_mean(str(unknown), wanted, list(wanted)) if wanted else f"it takes no {kind}s"
+            yield Problem(f"{name} reads no {kind} {quoted(str(unknown))}", hint=hint)
+
+
+def _value_problems(parameter: RuntimeParameter, number: object) -> Iterator[Problem]:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        yield Problem(f"parameter '{parameter.name}' must be a number, but this is {number!r}")
+    elif parameter.kind == "float":
+        if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
+            yield Problem(f"parameter '{parameter.name}' must be finite in fp32, but this is {number!r}")
+    else:
+        least = -_INT32_MAX - 1 if parameter.least is None else parameter.least
+        if number != math.floor(number) if math.isfinite(number) else True:
+            yield Problem(f"parameter '{parameter.name}' must be an integer, but this is {number!r}")
+        elif not least <= number <= _INT32_MAX:
+            yield Problem(
+                f"parameter '{parameter.name}' must be from {least} to 2^31 - 1, but this is {int(number)}"
+            )
+
+
+def _shape_problems(name: str, value: Tensor, index: Sequence[str | int], sizes: Sizes) -> Iterator[Problem]:
+    layout = f"its axes are [{', '.join(map(str, index))}]"
+    if value.dim() != len(index):
+        yield Problem(f"{name} has shape {tuple(value.shape)}", hint=layout)
+        return
+    for position, axis in enumerate(index):
+        wanted = sizes.length(axis)
+        if value.shape[position] != wanted:
+            what = f"axis {axis}" if isinstance(axis, str) else f"axis {position}"
+            yield Problem(
+                f"{name} has {value.shape[position]} elements along {what}, not {wanted}", hint=layout
+            )
+
+
+__all__ = [
+    "INPUT_DTYPES",
+    "NO_INPUTS",
+    "Declarations",
+    "Inputs",
+    "Sizes",
+    "arrange",
+    "check_extents",
+    "check_inputs",
+]
