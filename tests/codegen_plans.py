@@ -51,7 +51,7 @@ def sm80_plan(
     return KernelPlan(
         head_dim_qk=qk,
         head_dim_v=v,
-        mask=MaskPlan(mask, BOUNDS[mask]),
+        mask=MaskPlan.of_bounds(mask, BOUNDS[mask]),
         tile_q=tile_q,
         tile_kv=tile_kv,
         stages=stages,

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from flashgen.plan.cost import Cost
 from flashgen.plan.io import IoModel
-from flashgen.plan.model import Explanation, KernelPlan, MaskPlan, Sm80Schedule, Sm90Schedule
+from flashgen.plan.model import (
+    Explanation,
+    KernelPlan,
+    MaskPlan,
+    ParameterPlan,
+    ScorePlan,
+    Sm80Schedule,
+    Sm90Schedule,
+    TensorPlan,
+)
 from flashgen.plan.record import plan_from_dict
 from flashgen.plan.solver import Candidate, Ranking, rank, solve, validate
 from flashgen.plan.workload import Workload
@@ -16,9 +25,12 @@ __all__ = [
     "IoModel",
     "KernelPlan",
     "MaskPlan",
+    "ParameterPlan",
     "Ranking",
+    "ScorePlan",
     "Sm80Schedule",
     "Sm90Schedule",
+    "TensorPlan",
     "Workload",
     "plan_from_dict",
     "rank",

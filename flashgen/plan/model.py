@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sympy import And, Expr, Ge, Le
+from sympy.logic.boolalg import Boolean
+
+from flashgen.errors import PlanError
 from flashgen.spec.bounds import RowBounds
+from flashgen.spec.derivation import MaskDerivation
+from flashgen.spec.inputs import RuntimeParameter, TensorInput
+from flashgen.spec.symbols import KV, SCORE
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,41 @@ class Sm90Schedule:
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """The mask as the kernel sees it: the kept keys of each row, as an interval of positions."""
+    """The mask as the kernel sees it."""
 
     label: str  # "full", "causal", "window4096": as in kernel names
-    bounds: RowBounds
+    condition: Boolean  # which (q, kv) are kept, in the symbols of `flashgen.spec.symbols`
+    derivation: MaskDerivation  # the intervals and the route that follow from it
+
+    @classmethod
+    def of_bounds(cls, label: str, bounds: RowBounds) -> MaskPlan:
+        """The mask that keeps one interval of keys in each row."""
+        first = () if bounds.first is None else (Ge(KV, bounds.first),)
+        last = () if bounds.last is None else (Le(KV, bounds.last),)
+        return cls(label, And(*first, *last), MaskDerivation("bounds", (bounds,)))
+
+    @property
+    def bounds(self) -> RowBounds:
+        """The interval of keys of each row, where that is all there is to the mask.
+
+        Raises:
+            PlanError: it is not: the mask has several segments, or elements to be tested one by one.
+        """
+        if self.derivation.route == "map" or len(self.derivation.segments) != 1:
+            raise PlanError(f"mask {self.label} is not one interval of keys per row")
+        return self.derivation.segments[0]
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What becomes of each ``scale * (Q . K)`` before the softmax."""
+
+    label: str = ""  # as in kernel names; empty where there is none
+    expr: Expr = SCORE  # in `SCORE` and the symbols of `flashgen.spec.symbols`; SCORE itself: nothing
+
+
+TensorPlan = TensorInput
+ParameterPlan = RuntimeParameter
 
 
 @dataclass(frozen=True)
@@ -82,16 +120,38 @@ class KernelPlan:
     smem_bytes: int  # dynamic shared memory of a block
     registers: int  # per computing thread, as predicted
     blocks_per_sm: int
+    score: ScorePlan = ScorePlan()
+    tensors: tuple[TensorPlan, ...] = ()  # that mask and score read, in the order of the launch's arguments
+    parameters: tuple[ParameterPlan, ...] = ()  # passed at call time
+    sink: bool = False  # a logit of each query head joins the softmax's denominator
     why: Explanation = field(default=Explanation(), compare=False)
 
     @property
     def kernel(self) -> str:
-        """Entry point: ``attn_fwd_causal_bf16_d128_sm90a``; GQA and head_dim_v named where they matter."""
+        """Entry point: ``attn_fwd_causal_softcap50_sink_bf16_d128_sm90a``.
+
+        Score, sink, GQA and head_dim_v are named where there are any that matter.
+        """
         dims = f"d{self.head_dim_qk}"
         if self.head_dim_v != self.head_dim_qk:
             dims += f"_{self.head_dim_v}"
-        group = f"_g{self.group}" if self.group > 1 else ""
-        return f"attn_fwd_{self.mask.label}_{self.dtype}_{dims}{group}_{self.target.replace('_', '')}"
+        parts = (
+            "attn_fwd",
+            self.mask.label,
+            self.score.label,
+            "sink" if self.sink else "",
+            self.dtype,
+            dims,
+            f"g{self.group}" if self.group > 1 else "",
+            self.target.replace("_", ""),
+        )
+        return "_".join(filter(None, parts))
+
+    @property
+    def preparation(self) -> Literal["ranges", "map"] | None:
+        """What a second kernel writes before the launch: ranges of keys for each row, lists of tiles."""
+        route = self.mask.derivation.route
+        return None if route == "bounds" else route
 
     @property
     def threads(self) -> int:
@@ -105,4 +165,13 @@ class KernelPlan:
         return plan_to_dict(self)
 
 
-__all__ = ["Explanation", "KernelPlan", "MaskPlan", "Sm80Schedule", "Sm90Schedule"]
+__all__ = [
+    "Explanation",
+    "KernelPlan",
+    "MaskPlan",
+    "ParameterPlan",
+    "ScorePlan",
+    "Sm80Schedule",
+    "Sm90Schedule",
+    "TensorPlan",
+]

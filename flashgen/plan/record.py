@@ -1,4 +1,7 @@
-"""Plans as plain data: what manifests hold and `--json` prints. JSON-safe, equal after a round trip."""
+"""Plans as plain data: what manifests hold and `--json` prints. JSON-safe, equal after a round trip.
+
+Expressions are text of the spec's language, read back by its grammar.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,39 @@ from typing import Any
 import sympy
 
 from flashgen.errors import FlashgenError, PlanError
-from flashgen.plan.model import Explanation, KernelPlan, MaskPlan, Sm80Schedule, Sm90Schedule
-from flashgen.spec.bounds import SEQLEN_KV, SEQLEN_Q, Q, RowBounds
+from flashgen.plan.model import (
+    Explanation,
+    KernelPlan,
+    MaskPlan,
+    ParameterPlan,
+    ScorePlan,
+    Sm80Schedule,
+    Sm90Schedule,
+    TensorPlan,
+)
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.derivation import MaskDerivation, Ranges, Search, prepared_bounds
 from flashgen.spec.expression import Kind, parse_expression
+from flashgen.spec.printer import to_text
+from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES
 
 _SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {
     "sm80": Sm80Schedule,
     "sm90": Sm90Schedule,
 }
-_NAMES = {symbol.name: symbol for symbol in (Q, SEQLEN_Q, SEQLEN_KV)}
+_OWN = ("mask", "score", "tensors", "parameters", "schedule", "why")  # fields that are not plain data
 
 
 def plan_to_dict(plan: KernelPlan) -> dict[str, Any]:
-    """Every field of the plan; bounds as text of the spec's expression language, null for no bound."""
-    data = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("mask", "schedule", "why")}
-    bounds = plan.mask.bounds
+    """Every field of the plan; expressions as text, null for no bound."""
+    data = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in _OWN}
     why = plan.why
     return data | {
         "kernel": plan.kernel,
-        "mask": {
-            "label": plan.mask.label,
-            "first": None if bounds.first is None else bound_text(bounds.first),
-            "last": None if bounds.last is None else bound_text(bounds.last),
-        },
+        "mask": _mask_to_dict(plan.mask),
+        "score": {"label": plan.score.label, "expr": to_text(plan.score.expr)},
+        "tensors": [asdict(tensor) | {"index": list(tensor.index)} for tensor in plan.tensors],
+        "parameters": [asdict(parameter) for parameter in plan.parameters],
         "schedule": asdict(plan.schedule),
         "why": {
             "origin": why.origin,
@@ -53,11 +66,17 @@ def plan_from_dict(data: Mapping[str, Any]) -> KernelPlan:
     try:
         rest = dict(data)
         kernel = rest.pop("kernel", None)
-        mask, why = rest.pop("mask"), rest.pop("why", {})
+        mask, score, why = rest.pop("mask"), rest.pop("score"), rest.pop("why", {})
         schedule = _SCHEDULES[data["family"]](**rest.pop("schedule"))
+        tensors = tuple(TensorPlan(**t | {"index": tuple(t["index"])}) for t in rest.pop("tensors"))
+        parameters = tuple(ParameterPlan(**p) for p in rest.pop("parameters"))
+        language = _Language(tensors, parameters)
         plan = KernelPlan(
             **rest,
-            mask=MaskPlan(mask["label"], RowBounds(_bound(mask["first"]), _bound(mask["last"]))),
+            mask=language.mask(mask),
+            score=ScorePlan(score["label"], language.score(score["expr"])),
+            tensors=tensors,
+            parameters=parameters,
             schedule=schedule,
             why=Explanation(
                 origin=why.get("origin", "solved"),
@@ -75,22 +94,67 @@ def plan_from_dict(data: Mapping[str, Any]) -> KernelPlan:
     return plan
 
 
-def bound_text(expr: sympy.Expr) -> str:
-    """A row bound in the spec's expression language: ``max(q - 4095, 0)``, ``8*(q // 8)``."""
-    if isinstance(expr, sympy.Symbol | sympy.Integer):
-        return str(expr)
-    if isinstance(expr, sympy.floor):
-        numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
-        return f"(({bound_text(numerator)}) // {bound_text(denominator)})"
-    if isinstance(expr, sympy.Max | sympy.Min):
-        name = "max" if isinstance(expr, sympy.Max) else "min"
-        return f"{name}({', '.join(sorted(map(bound_text, expr.args)))})"
-    if isinstance(expr, sympy.Add):
-        return "(" + " + ".join(sorted(map(bound_text, expr.args))) + ")"
-    if isinstance(expr, sympy.Mul):
-        return "(" + " * ".join(sorted(map(bound_text, expr.args))) + ")"
-    raise TypeError(f"no text for the bound {expr}")
+def _bounds_to_dict(bounds: RowBounds) -> dict[str, str | None]:
+    ends = {"first": bounds.first, "last": bounds.last}
+    return {name: None if end is None else to_text(end) for name, end in ends.items()}
 
 
-def _bound(text: str | None) -> sympy.Expr | None:
-    return None if text is None else parse_expression(text, names=_NAMES, expect=Kind.INTEGER)
+def _mask_to_dict(mask: MaskPlan) -> dict[str, Any]:
+    derived = mask.derivation
+    data: dict[str, Any] = {
+        "label": mask.label,
+        "condition": to_text(mask.condition),
+        "route": derived.route,
+        "over": sorted(derived.over),
+    }
+    if derived.ranges is not None:
+        searches = [
+            {"result": s.result.name, "read": to_text(s.read), "value": to_text(s.value)}
+            for s in derived.ranges.searches
+        ]
+        return data | {"searches": searches, "ranges": _bounds_to_dict(derived.ranges.bounds)}
+    segments = [_bounds_to_dict(segment) for segment in derived.segments]
+    return data | {"segments": segments, "residual": to_text(derived.residual)}
+
+
+class _Language:
+    """Reads a plan's expressions back, with the names that it declares."""
+
+    def __init__(self, tensors: tuple[TensorPlan, ...], parameters: tuple[ParameterPlan, ...]) -> None:
+        self.tensors = tensors
+        self.parameters = {parameter.name: parameter.symbol for parameter in parameters}
+
+    def score(self, text: str) -> sympy.Expr:
+        return self._parse(text, {**SCORE_VARIABLES, **self.parameters}, Kind.REAL)
+
+    def mask(self, data: Mapping[str, Any]) -> MaskPlan:
+        names = {**MASK_VARIABLES, **self.parameters}
+        condition = self._parse(data["condition"], names, Kind.BOOLEAN)
+        over = frozenset(data["over"])
+        if data["route"] == "ranges":
+            searches = tuple(
+                Search(
+                    sympy.Symbol(search["result"], integer=True),
+                    self._parse(search["read"], names, Kind.INTEGER),
+                    self._parse(search["value"], names, Kind.INTEGER),
+                )
+                for search in data["searches"]
+            )
+            found = {search.result.name: search.result for search in searches}
+            ranges = Ranges(searches, self._bounds(data["ranges"], {**names, **found}))
+            derived = MaskDerivation("ranges", (prepared_bounds(over),), over=over, ranges=ranges)
+        else:
+            segments = tuple(self._bounds(segment, names) for segment in data["segments"])
+            residual = self._parse(data["residual"], names, Kind.BOOLEAN)
+            derived = MaskDerivation(data["route"], segments, residual, over)
+        return MaskPlan(data["label"], condition, derived)
+
+    def _bounds(self, data: Mapping[str, str | None], names: Mapping[str, sympy.Expr]) -> RowBounds:
+        first, last = (
+            None if (text := data[end]) is None else self._parse(text, names, Kind.INTEGER)
+            for end in ("first", "last")
+        )
+        return RowBounds(first, last)
+
+    def _parse(self, text: str, names: Mapping[str, sympy.Expr], expect: Kind) -> sympy.Basic:
+        return parse_expression(text, names=names, expect=expect)

@@ -12,7 +12,7 @@ from flashgen.plan.constraints import smem_and_registers, violations
 from flashgen.plan.cost import Cost, cost, occupancy
 from flashgen.plan.explain import explain, explain_tuned, impossible, reason
 from flashgen.plan.lattice import family_and_given, legal
-from flashgen.plan.model import KernelPlan, MaskPlan
+from flashgen.plan.model import KernelPlan
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.plan.tuned import TRUST, Tunings, find, tunings_for
 from flashgen.plan.workload import Workload
@@ -149,7 +149,11 @@ def _plan(tiling: Tiling, spec: AttentionSpec, workload: Workload, arch: Arch) -
         head_dim_v=workload.head_dim_v,
         group=workload.heads_q // workload.heads_kv,
         align=workload.align,
-        mask=MaskPlan(spec.attention.mask.label, workload.bounds),
+        mask=workload.mask,
+        score=workload.score,
+        tensors=workload.tensors,
+        parameters=workload.parameters,
+        sink=workload.sink,
         scale=spec.scale,
         tile_q=tiling.tile_q,
         tile_kv=tiling.tile_kv,

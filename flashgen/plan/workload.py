@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
 from flashgen.plan.tiles import Align, TileCounts, count
 from flashgen.plan.tiling import Head
 from flashgen.spec.bounds import RowBounds
+from flashgen.spec.derivation import derive_mask
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -26,12 +28,16 @@ class Workload:
     head_dim_v: int
     dtype: Literal["bf16", "fp16"]
     align: Align
-    bounds: RowBounds
+    mask: MaskPlan
+    score: ScorePlan = field(default=ScorePlan())
+    tensors: tuple[TensorPlan, ...] = ()
+    parameters: tuple[ParameterPlan, ...] = ()
+    sink: bool = False
 
     @classmethod
     def of(cls, spec: AttentionSpec) -> Workload:
         """The workload that a spec names under `workload:`."""
-        attention = spec.attention
+        attention, mask = spec.attention, spec.attention.mask
         return cls(
             batch=spec.workload.batch,
             heads_q=attention.heads.q,
@@ -42,8 +48,13 @@ class Workload:
             head_dim_v=attention.head_dim.v,
             dtype=attention.dtype,
             align=attention.align,
-            bounds=attention.mask.bounds,
+            mask=MaskPlan(mask.label, mask.condition, derive_mask(mask.condition)),
         )
+
+    @property
+    def bounds(self) -> RowBounds:
+        """The interval of keys of each row, where that is all there is to the mask. PlanError if not."""
+        return self.mask.bounds
 
     @property
     def head(self) -> Head:

@@ -14,11 +14,7 @@ from sympy import Expr, Max, Min, S
 
 from flashgen.errors import SpecError
 from flashgen.spec.functions import modulo
-
-Q = sympy.Symbol("q", integer=True)
-KV = sympy.Symbol("kv", integer=True)
-SEQLEN_Q = sympy.Symbol("seqlen_q", integer=True)
-SEQLEN_KV = sympy.Symbol("seqlen_kv", integer=True)
+from flashgen.spec.symbols import SEQLEN_KV, SEQLEN_Q, Q
 
 _LENGTHS = (SEQLEN_Q, SEQLEN_KV)  # never negative, which is all that is known of them
 

@@ -21,11 +21,7 @@ from sympy.logic.boolalg import Boolean
 
 from flashgen.errors import SpecError
 from flashgen.spec.affine import (
-    KV,
-    SEQLEN_KV,
-    SEQLEN_Q,
     Budget,
-    Q,
     branches,
     ceiling,
     linear,
@@ -35,6 +31,7 @@ from flashgen.spec.affine import (
     total,
 )
 from flashgen.spec.functions import modulo
+from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
 
 
 @dataclass(frozen=True)
