@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flashgen.arch import arch
 from flashgen.errors import LaunchError
-from flashgen.plan import KernelPlan, Sm90Schedule, solve
+from flashgen.plan import KernelPlan, MaskPlan, Sm90Schedule, solve
 from flashgen.runtime import interpret, interpreter, reference, same_precision, tolerance
 from flashgen.runtime.reference import evaluate
 from flashgen.spec import parse_spec
@@ -147,7 +147,7 @@ def test_bounds_off_by_one_key_show(bounds: RowBounds) -> None:
     case = Case(mask="causal", seqlen_q=40, seqlen_kv=40)
     plan = plan_of(case, tile_q=16, tile_kv=16)
     assert not _fails(case, plan)
-    assert _fails(case, replace(plan, mask=replace(plan.mask, bounds=bounds)))
+    assert _fails(case, replace(plan, mask=MaskPlan.of_bounds("causal", bounds)))
 
 
 def test_a_tile_left_unmasked_shows(monkeypatch: pytest.MonkeyPatch) -> None:
