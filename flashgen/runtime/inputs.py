@@ -42,9 +42,7 @@ class Declarations:
     def of(cls, source: AttentionSpec | KernelPlan) -> Declarations:
         """What a spec's formulas read: its plan's kernel takes the same."""
         if isinstance(source, KernelPlan):
-            tensors = (TensorInput(t.name, t.index, t.dtype, t.grad, t.sorted) for t in source.tensors)
-            parameters = (RuntimeParameter(p.name, p.kind, p.least) for p in source.parameters)
-            return cls(tuple(tensors), tuple(parameters), source.sink)
+            return cls(source.tensors, source.parameters, source.sink)
         attention = source.attention
         return cls(attention.inputs, attention.runtime, attention.sink)
 

@@ -1,20 +1,21 @@
-"""The one by-value struct that a kernel takes, per family, laid out as in C and kept ready between launches.
+"""The struct of one launch's arguments, per family, kept ready between launches.
 
 Everything that depends on shapes and strides alone is filled in once; a launch writes the addresses and the
-scale. The layouts are those of `AttentionParams` in ``templates/kernels/<family>/forward.cu.j2``; ctypes
-aligns as C does.
+numbers that it brings.
 """
 
 from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan, Sm90Schedule
 from flashgen.plan.order import heads_per_section
+from flashgen.runtime.structs import InputFields, Sm80Struct, Sm90Struct, struct_of
 from flashgen.runtime.tensormap import (
+    MAP_ALIGNMENT,
     PANEL_COLUMNS,
     TENSOR_MAP_BYTES,
     begins_with_address,
@@ -23,7 +24,6 @@ from flashgen.runtime.tensormap import (
 )
 
 _INT32_MAX = 2**31 - 1
-_MAP_ALIGNMENT = 64
 _WARPGROUP_ROWS = 64  # rows of Q and O that one copy moves: those of one warpgroup
 
 
@@ -39,6 +39,7 @@ class Shapes:
     k_stride: tuple[int, ...]
     v_stride: tuple[int, ...]
     o_stride: tuple[int, ...]
+    input_strides: tuple[tuple[int, ...], ...] = ()  # of the plan's tensors, all axes
 
 
 class Parameters(Protocol):
@@ -47,54 +48,10 @@ class Parameters(Protocol):
     address: int  # of the struct
     grid: int  # thread blocks
     needs_counter: bool  # whether the kernel draws its tiles from a counter
+    inputs: InputFields  # what mask and score read
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         """Fill in what one launch brings: addresses (0 where there is no lse or counter) and the scale."""
-
-
-class Sm80Struct(ctypes.Structure):
-    """`AttentionParams` of the sm80 family."""
-
-    _fields_ = (
-        ("q", ctypes.c_void_p),
-        ("k", ctypes.c_void_p),
-        ("v", ctypes.c_void_p),
-        ("o", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
-        ("q_stride", ctypes.c_int64 * 3),
-        ("k_stride", ctypes.c_int64 * 3),
-        ("v_stride", ctypes.c_int64 * 3),
-        ("o_stride", ctypes.c_int64 * 3),
-        ("batch", ctypes.c_int32),
-        ("heads_q", ctypes.c_int32),
-        ("heads_kv", ctypes.c_int32),
-        ("seqlen_q", ctypes.c_int32),
-        ("seqlen_kv", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-    )
-
-
-class Sm90Struct(ctypes.Structure):
-    """`AttentionParams` of the sm90 family; a tensor map is opaque. C pads it to a multiple of 64 bytes."""
-
-    _fields_ = (
-        ("q", ctypes.c_ubyte * TENSOR_MAP_BYTES),
-        ("k", ctypes.c_ubyte * TENSOR_MAP_BYTES),
-        ("v", ctypes.c_ubyte * TENSOR_MAP_BYTES),
-        ("o", ctypes.c_ubyte * TENSOR_MAP_BYTES),
-        ("lse", ctypes.c_void_p),
-        ("tile_counter", ctypes.c_void_p),
-        ("batch", ctypes.c_int32),
-        ("heads_q", ctypes.c_int32),
-        ("heads_kv", ctypes.c_int32),
-        ("seqlen_q", ctypes.c_int32),
-        ("seqlen_kv", ctypes.c_int32),
-        ("tiles", ctypes.c_int32),
-        ("tiles_per_head", ctypes.c_int32),
-        ("heads_per_section", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("_padding", ctypes.c_ubyte * 12),
-    )
 
 
 class Sm80Parameters:
@@ -103,7 +60,7 @@ class Sm80Parameters:
     needs_counter = False
 
     def __init__(self, plan: KernelPlan, shapes: Shapes) -> None:
-        self.struct = Sm80Struct(
+        self.struct: Any = struct_of(plan)(
             q_stride=shapes.q_stride,
             k_stride=shapes.k_stride,
             v_stride=shapes.v_stride,
@@ -116,6 +73,7 @@ class Sm80Parameters:
         )
         self.address = ctypes.addressof(self.struct)
         self._words, self._floats = _views(self.struct)
+        self.inputs = InputFields(self.struct, plan, shapes.input_strides)
         self.grid = -(-shapes.q[1] // plan.tile_q) * shapes.q[2] * shapes.q[0]
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
@@ -140,11 +98,14 @@ class Sm90Parameters:
             _layout(shapes.o, shapes.o_stride, _WARPGROUP_ROWS, group),
         )
         self._data = [0, 0, 0, 0]
-        self._storage = ctypes.create_string_buffer(ctypes.sizeof(Sm90Struct) + _MAP_ALIGNMENT)
-        offset = -ctypes.addressof(self._storage) % _MAP_ALIGNMENT
-        struct = self.struct = Sm90Struct.from_buffer(self._storage, offset)
+        layout = struct_of(plan)
+        self._storage = ctypes.create_string_buffer(ctypes.sizeof(layout) + MAP_ALIGNMENT)
+        offset = -ctypes.addressof(self._storage) % MAP_ALIGNMENT
+        struct: Any = layout.from_buffer(self._storage, offset)
+        self.struct = struct
         self.address = ctypes.addressof(struct)
         self._words, self._floats = _views(struct)
+        self.inputs = InputFields(struct, plan, shapes.input_strides)
         self._writable = False  # whether an address is moved by writing it to the first word of its map
         self._maps = [self.address + index * TENSOR_MAP_BYTES for index in range(4)]
         batch, seqlen_q, heads_q, _ = shapes.q
@@ -239,8 +200,6 @@ __all__ = [
     "Parameters",
     "Shapes",
     "Sm80Parameters",
-    "Sm80Struct",
     "Sm90Parameters",
-    "Sm90Struct",
     "parameters",
 ]

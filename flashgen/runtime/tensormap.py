@@ -14,9 +14,9 @@ from functools import cache
 from flashgen.errors import LaunchError
 
 TENSOR_MAP_BYTES = 128
+MAP_ALIGNMENT = 64
 PANEL_COLUMNS = 64  # elements of two bytes in one row of the 128-byte swizzle
 
-_ALIGNMENT = 64  # of a map
 _OTHER_ADDRESS = 0x5A5A5A0000  # some bits of an address: high and low ones, none of the lowest 16
 
 # CUtensorMapDataType, ..Interleave, ..Swizzle, ..L2promotion, ..FloatOOBfill (cuda.h)
@@ -81,8 +81,8 @@ def begins_with_address(map_address: int, data: int) -> bool:
     A map is opaque, so this is tried on a copy rather than believed. Writing eight bytes takes a tenth of the
     host time of calling `replace_address`.
     """
-    storage = ctypes.create_string_buffer(TENSOR_MAP_BYTES + _ALIGNMENT)
-    copy = ctypes.addressof(storage) + -ctypes.addressof(storage) % _ALIGNMENT
+    storage = ctypes.create_string_buffer(TENSOR_MAP_BYTES + MAP_ALIGNMENT)
+    copy = ctypes.addressof(storage) + -ctypes.addressof(storage) % MAP_ALIGNMENT
     moved = data ^ _OTHER_ADDRESS
     ctypes.memmove(copy, map_address, TENSOR_MAP_BYTES)
     replace_address(copy, moved)
@@ -121,4 +121,11 @@ def _driver() -> ctypes.CDLL:
     return library
 
 
-__all__ = ["PANEL_COLUMNS", "TENSOR_MAP_BYTES", "begins_with_address", "encode_tensor_map", "replace_address"]
+__all__ = [
+    "MAP_ALIGNMENT",
+    "PANEL_COLUMNS",
+    "TENSOR_MAP_BYTES",
+    "begins_with_address",
+    "encode_tensor_map",
+    "replace_address",
+]
