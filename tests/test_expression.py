@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashgen.errors import Location, SpecError
-from flashgen.spec.bounds import KV, SEQLEN_KV, SEQLEN_Q, Q
-from flashgen.spec.expression import MAX_CHARACTERS, MAX_CHOICES, Kind, parse_expression
+from flashgen.spec.expression import MAX_CHOICES, Kind, parse_expression
 from flashgen.spec.functions import modulo, sigmoid
 from flashgen.spec.printer import to_text
+from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.syntax import MAX_CHARACTERS
 
 X = sympy.Symbol("x", real=True)
 NAMES = {"q": Q, "kv": KV, "seqlen_q": SEQLEN_Q, "seqlen_kv": SEQLEN_KV, "x": X, "size": sympy.Integer(128)}

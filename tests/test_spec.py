@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from flashgen.errors import Location, SpecError
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.spec import AttentionSpec, RowBounds, dump_spec, load_spec, parse_spec
-from flashgen.spec.bounds import KV, Q
-from flashgen.spec.model import Attention, Heads, Schedule, Tiles
+from flashgen.spec.symbols import KV, SCORE, Q
+from flashgen.spec.attention import Attention, Heads
+from flashgen.spec.model import Schedule, Tiles
 from flashgen.spec.text import MAX_PROBLEMS
 
 SPECS = sorted((Path(__file__).parent.parent / "specs").glob("*.yaml"))
@@ -33,8 +34,8 @@ attention:
   head_dim: 128
   dtype: bf16
   scale: 1/sqrt(head_dim)
-  mask: {window: 4096}
   align: bottom_right
+  mask: {window: 4096}
 passes: [forward]
 workload: {batch: 8, seqlen: 4096}
 tiles: {q: 128, kv: 64, schedule: {family: sm90, overlap: false}}
@@ -65,9 +66,11 @@ def test_every_key() -> None:
     assert (attention.dtype, attention.align) == ("bf16", "bottom_right")
     assert attention.scale == "1/sqrt(head_dim)"
     assert spec.scale == pytest.approx(128**-0.5)
-    assert attention.mask.label == "window4096"
-    assert attention.mask.condition == sympy.And(KV <= Q, Q - KV < 4096)
-    assert attention.mask.bounds == RowBounds(Q - 4095, Q)
+    assert attention.mask.text == "window(4096)" and attention.mask_label == "window4096"
+    assert attention.condition == sympy.And(KV <= Q, Q - KV < 4096)
+    assert attention.derivation.segments == (RowBounds(Q - 4095, Q),)
+    assert (attention.score_expr, attention.score_label) == (SCORE, "")
+    assert (attention.inputs, attention.runtime, attention.sink) == ((), (), False)
     assert (spec.workload.batch, spec.workload.seqlen_q, spec.workload.seqlen_kv) == (8, 4096, 4096)
     assert (spec.tiles.q, spec.tiles.kv, spec.tiles.stages, spec.tiles.warps) == (128, 64, None, None)
     assert dict(spec.tiles.schedule) == {"family": "sm90", "overlap": False}
@@ -77,8 +80,8 @@ def test_every_key() -> None:
 def test_defaults() -> None:
     spec = parse_spec(LEAST)
     assert spec == AttentionSpec(name="a", attention={"heads": 2, "head_dim": 64})
-    assert (spec.attention.dtype, spec.attention.mask.label, spec.scale) == ("bf16", "full", 0.125)
-    assert spec.attention.mask.bounds == RowBounds(None, None)
+    assert (spec.attention.dtype, spec.attention.mask_label, spec.scale) == ("bf16", "full", 0.125)
+    assert spec.attention.condition == sympy.true and spec.attention.score_expr == SCORE
     assert spec.tiles == Tiles() and not spec.tiles.schedule
 
 
@@ -133,7 +136,6 @@ def test_gallery(path: Path) -> None:
     spec = load_spec(path)
     assert spec.name == path.stem
     assert parse_spec(dump_spec(spec)) == spec
-    assert spec.attention.mask.bounds.evaluate(0, 1, 1)[0] == 0
 
 
 def test_dump() -> None:

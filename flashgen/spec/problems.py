@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -47,14 +48,16 @@ def problems_of(
     error: ValidationError,
     model: type[BaseModel],
     data: Mapping[str, Any],
-    locate: Callable[[Path, int | None, bool], Location | None] = lambda path, offset, key: None,
+    locate: Callable[[Path, int | None, bool], Location | None] | None = None,
     reported: Collection[Path] = (),
 ) -> list[Problem]:
     """One problem per mistake.
 
-    `locate(path, offset, key)` places a value, a character in it, or its key. `reported` are keys that the
+    `locate(path, offset, key)` places a value, a character in it, or its key; without it, characters are
+    placed in the value itself. `reported` are keys that the
     reader has refused already and left out of `data`: what follows from their absence is not repeated.
     """
+    locate = locate or _Unfiled(data)
     problems: dict[Problem, None] = {}
     details = error.errors(include_url=False)
     misspelt = {
@@ -71,7 +74,8 @@ def problems_of(
         context = detail.get("ctx", {})
         path = _given(data, (*full, *context.get("at", ())))
         dotted = ".".join(map(str, path))
-        place = locate(path, context.get("offset"), kind == "extra_forbidden")
+        inside = len(path) > len(full)  # the offset is one into the text as it stands
+        place = locate(path, None if inside else context.get("offset"), kind == "extra_forbidden")
         if kind == _OURS:
             problem = Problem(context["message"], place, context["hint"] or None)
         elif kind == "extra_forbidden":
@@ -110,15 +114,36 @@ def _described(
     return f"valid ({kind.replace('_', ' ')})", None
 
 
+@dataclass(frozen=True)
+class _Unfiled:
+    """Places characters of a value that was given in Python: ``attention.mask:1:7``."""
+
+    data: Mapping[str, Any]
+
+    def __call__(self, path: Path, offset: int | None, key: bool) -> Location | None:
+        if offset is None:
+            return None
+        value: Any = self.data
+        for step in path:
+            value = value[step]
+        before = str(value)[:offset]
+        return Location(".".join(map(str, path)), before.count("\n") + 1, offset - before.rfind("\n"))
+
+
 def _keys(model: type[BaseModel], path: Path) -> list[str]:
     """The keys allowed at a path from the root of a spec."""
+    inner: Any = model
     for step in path:
-        field = model.model_fields.get(str(step))
+        if get_origin(inner) is Mapping:
+            inner = get_args(inner)[1]
+            continue
+        field = inner.model_fields.get(str(step)) if _is_model(inner) else None
         inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+    return list(inner.model_fields) if _is_model(inner) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _given(data: Any, path: Path) -> Path:

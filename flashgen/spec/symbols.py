@@ -23,7 +23,7 @@ SCALE = sympy.Symbol("scale", real=True)
 MASK_VARIABLES: Mapping[str, sympy.Symbol] = {
     symbol.name: symbol for symbol in (Q, KV, SEQLEN_Q, SEQLEN_KV, BATCH, HEAD, HEAD_KV)
 }
-"""What a mask may speak of, by name: positions on the key timeline, the lengths, and which head of which batch."""
+"""What a mask may speak of, by name: positions on the key timeline, lengths, which head, which batch."""
 
 SCORE_VARIABLES: Mapping[str, sympy.Symbol] = {**MASK_VARIABLES, "score": SCORE, "scale": SCALE}
 """What a score may speak of: `score` is ``scale * (Q . K)`` of one query and one key."""

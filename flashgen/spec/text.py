@@ -9,10 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from flashgen.errors import Location, Problem, SpecError
+from flashgen.spec.attention import Attention
+from flashgen.spec.declarations import Parameter
 from flashgen.spec.document import MAX_BYTES, read_document, too_large, write_document
 from flashgen.spec.model import LANGUAGE, AttentionSpec, _Places
 from flashgen.spec.problems import problems_of
 from flashgen.spec.suggest import did_you_mean
+from flashgen.spec.symbols import SCORE
 
 MAX_PROBLEMS = 20
 """How many mistakes one report lists."""
@@ -69,7 +72,6 @@ def parse_spec(text: str, filename: str = "<spec>") -> AttentionSpec:
 def dump_spec(spec: AttentionSpec) -> str:
     """The spec as YAML, every key written out; `parse_spec` reads it back to an equal spec."""
     attention, workload, tiles = spec.attention, spec.workload, spec.tiles
-    parameters = dict(attention.mask.parameters)
     sizes = {"q": tiles.q, "kv": tiles.kv, "stages": tiles.stages, "warps": tiles.warps}
     given: dict[str, Any] = {key: size for key, size in sizes.items() if size is not None}
     if tiles.schedule:
@@ -83,8 +85,8 @@ def dump_spec(spec: AttentionSpec) -> str:
                 "head_dim": _short(attention.head_dim.qk, attention.head_dim.v, ("qk", "v")),
                 "dtype": attention.dtype,
                 "scale": attention.scale,
-                "mask": parameters or attention.mask.name,
                 "align": attention.align,
+                **_formulas(attention),
             },
             "passes": list(spec.passes),
             "workload": {
@@ -95,6 +97,31 @@ def dump_spec(spec: AttentionSpec) -> str:
             "target": spec.target,
         }
     )
+
+
+def _formulas(attention: Attention) -> dict[str, Any]:
+    """Mask and score, and of what they take only what there is."""
+    written: dict[str, Any] = {"mask": attention.mask.text}
+    if attention.score_expr != SCORE:
+        written["score"] = attention.score.text
+    if attention.params:
+        written["params"] = {name: _parameter(given) for name, given in attention.params.items()}
+    if attention.tensors:
+        written["tensors"] = {
+            name: {"index": list(tensor.index), **tensor.model_dump(exclude={"index"}, exclude_defaults=True)}
+            for name, tensor in attention.tensors.items()
+        }
+    if attention.sink:
+        written["sink"] = True
+    return written
+
+
+def _parameter(parameter: Parameter) -> Any:
+    if parameter.value is not None:
+        return parameter.value
+    if parameter.runtime == "any" and parameter.min is None:
+        return "runtime"
+    return parameter.model_dump(exclude_none=True)
 
 
 def _short(a: int, b: int, keys: tuple[str, str]) -> Any:
