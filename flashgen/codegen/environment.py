@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from flashgen.codegen.elements import elements, wrapped
 from flashgen.codegen.printer import cuda
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -30,4 +31,6 @@ def environment() -> Environment:
         autoescape=False,
     )
     env.filters["cuda"] = cuda
+    env.filters["elements"] = elements
+    env.filters["wrapped"] = wrapped
     return env

@@ -7,6 +7,7 @@ no exact integer form (a fraction, a float, an unknown function) is refused: not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import reduce
 from typing import Any
 
@@ -19,10 +20,20 @@ def cuda(expression: sympy.Basic | int) -> str:
 
     Raises `ValueError` where the expression has no exact integer form.
     """
-    return str(_CudaPrinter().doprint(sympy.sympify(expression, strict=True)))
+    return str(IntegerPrinter().doprint(sympy.sympify(expression, strict=True)))
 
 
-class _CudaPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
+def bracketed(text: str) -> str:
+    """`text` as an operand: in brackets if an operator stands outside of all brackets in it."""
+    depth = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character == " ":
+            return f"({text})"
+    return f"({text})" if text.startswith(("-", "!")) else text
+
+
+class IntegerPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
     """Prints what has a method below; everything else ends in `emptyPrinter`, which refuses."""
 
     printmethod = "_cuda_code"
@@ -31,10 +42,7 @@ class _CudaPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
         raise ValueError(f"{type(expr).__name__} has no exact integer form in CUDA: {expr!s}")
 
     def _operand(self, expr: sympy.Basic) -> str:
-        text = self._print(expr)
-        binary = isinstance(expr, (sympy.Add, sympy.Mul, sympy.Pow, sympy.core.relational.Relational))
-        binary = binary or isinstance(expr, (sympy.And, sympy.Or)) or (expr.is_Integer and int(expr) < 0)
-        return f"({text})" if binary else str(text)
+        return bracketed(self._print(expr))
 
     def _print_Symbol(self, expr: sympy.Symbol) -> str:
         if not (expr.name.isidentifier() and expr.name.isascii()):
@@ -78,21 +86,24 @@ class _CudaPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
         return f"floor_div({self._print(numerator)}, {self._print(denominator)})"
 
     def _print_Mod(self, expr: sympy.Mod) -> str:
+        return self._print_modulo(expr)
+
+    def _print_modulo(self, expr: sympy.Expr) -> str:
         return f"floor_mod({self._print(expr.args[0])}, {self._print(expr.args[1])})"
 
     def _print_Abs(self, expr: sympy.Abs) -> str:
         return f"abs({self._print(expr.args[0])})"
 
     def _print_Min(self, expr: sympy.Min) -> str:
-        return self._nested("min", expr)
+        return self._nested("min", expr.args)
 
     def _print_Max(self, expr: sympy.Max) -> str:
-        return self._nested("max", expr)
+        return self._nested("max", expr.args)
 
-    def _nested(self, function: str, expr: sympy.Basic) -> str:
+    def _nested(self, function: str, args: Iterable[sympy.Expr]) -> str:
         # Constants last: `max(q - 4095, 0)`.
-        args = sorted(expr.args, key=lambda arg: (arg.is_Number, sympy.default_sort_key(arg)))
-        return str(reduce(lambda left, right: f"{function}({left}, {right})", map(self._print, args)))
+        ordered = sorted(args, key=lambda arg: (arg.is_Number, sympy.default_sort_key(arg)))
+        return str(reduce(lambda left, right: f"{function}({left}, {right})", map(self._print, ordered)))
 
     def _print_Piecewise(self, expr: sympy.Piecewise) -> str:
         *cases, (otherwise, always) = expr.args
@@ -121,8 +132,12 @@ class _CudaPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
     def _print_Or(self, expr: sympy.Or) -> str:
         return self._joined(" || ", expr)
 
+    def _print_ITE(self, expr: sympy.ITE) -> str:
+        test, chosen, otherwise = (self._operand(arg) for arg in expr.args)
+        return f"({test} ? {chosen} : {otherwise})"
+
     def _joined(self, operator: str, expr: sympy.Basic) -> str:
         return operator.join(self._operand(arg) for arg in sorted(expr.args, key=sympy.default_sort_key))
 
 
-__all__ = ["cuda"]
+__all__ = ["IntegerPrinter", "bracketed", "cuda"]

@@ -1,0 +1,361 @@
+"""The mathematics of a plan as a template prints it: inputs, terms of a head, scores and masks of elements."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import sympy
+from sympy import And, Expr, Ge, Le, Lt, Mul, Or, S
+from sympy.core.function import AppliedUndef
+from sympy.logic.boolalg import Boolean
+
+from flashgen.codegen.expression import LevelPrinter
+from flashgen.codegen.levels import (
+    PRODUCT,
+    TANH,
+    Kind,
+    Levels,
+    Scope,
+    Value,
+    distance_only,
+    identifier,
+    level_of,
+    levelled,
+)
+from flashgen.codegen.reads import C_TYPES, Reads
+from flashgen.plan.model import KernelPlan
+from flashgen.spec.functions import sigmoid
+from flashgen.spec.inputs import TensorInput
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCORE, SEQLEN_KV
+
+PREPARE_THREADS = {"map": 512, "ranges": 128}
+"""Threads of a block of the preparation kernel."""
+
+_COLUMNS = 110  # of a line of printed code
+
+_COSTLY = (AppliedUndef, sympy.tanh, sympy.exp, sympy.log, sigmoid, sympy.Pow, sympy.floor)
+_PARAMETERS = (  # of a printed function, by what its text holds
+    (r"\bparams\b", "const AttentionParams &params"),
+    (r"\bterms\b", "const HeadTerms &terms"),
+    (r"\brow\b", "const {row} &row"),
+    (r"\bs\b", "float s"),
+    (r"\bt\b", "float t"),
+    (r"\bc\b", "int c"),
+)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A printed function of one element: `variables`, then the value it returns."""
+
+    name: str
+    returns: str
+    parameters: tuple[str, ...]  # declarations
+    variables: tuple[Value, ...]
+    result: str
+
+    @property
+    def edges(self) -> bool:
+        """Whether it is a template over kEdge: tiles at an edge keep their reads inside of the tensors."""
+        return any("kEdge" in text for text in (self.result, *(value.text for value in self.variables)))
+
+    def call(self, **arguments: str) -> str:
+        """The call with `arguments` for the parameters of those names; the others are passed under their own."""
+        names = [re.split(r"[ &]", parameter)[-1] for parameter in self.parameters]
+        passed = ", ".join(arguments.get(name, name) for name in names)
+        return f"{self.name}{'<kEdge>' if self.edges else ''}({passed})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The struct of what is known of one row in one tile, and the variables it is computed with."""
+
+    variables: tuple[Value, ...]
+    members: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """A part of a score that depends on q - kv alone: row r + 8 has at column c what row r has at column c - 8."""
+
+    name: str  # of the score's parameter
+    function: Function
+
+    @property
+    def array(self) -> str:
+        """The variable that holds it for four elements."""
+        return f"{self.name}s"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score function. Where it holds one tanh of the score, that is computed for all elements at once."""
+
+    text: str  # as in the spec
+    row: Row
+    argument: Function | None  # what a tanh is taken of, but for a factor; None: of Q . K, or there is none
+    tanh: str | None  # the `ScaledTanh` of the head
+    diagonals: tuple[Diagonal, ...]
+    element: Function | None  # None: the tanh is all there is
+
+    @property
+    def edges(self) -> bool:
+        functions = (self.argument, self.element, *(diagonal.function for diagonal in self.diagonals))
+        return any(function is not None and function.edges for function in functions)
+
+    @property
+    def call(self) -> str:
+        """The score of element e of column tile j."""
+        if self.element is None:
+            return "s[j][e]"
+        diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
+        return self.element.call(row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The mask, to be tested element by element."""
+
+    text: str
+    row: Row
+    element: Function
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The ends of one interval of kept keys, printed as functions of `q`; None for no bound."""
+
+    first: str | None
+    last: str | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """A condition that holds from some key on (`first`), or up to some key, found by bisection."""
+
+    first: bool
+    key: str  # ...
+    than: str
+
+
+@dataclass(frozen=True)
+class Elements:
+    """What `templates/kernels/elements.cuh.j2` prints of a plan."""
+
+    inputs: tuple[str, ...]  # members of `Inputs`, in the order of the launch's arguments
+    head_variables: tuple[Value, ...]
+    head_terms: tuple[Value, ...]
+    score: Score | None
+    keep: Keep | None
+    segments: tuple[Segment, ...]
+    listed: bool  # the tiles of a q tile come from a list, and are masked element by element
+    map_batches: bool  # the lists differ between batches
+    map_heads: bool  # the lists differ between heads
+
+    @property
+    def terms(self) -> str:
+        """The argument that hands the terms of a head on, where there are any."""
+        return ", terms" if self.head_terms else ""
+
+    @property
+    def terms_parameter(self) -> str:
+        return ", const HeadTerms &terms" if self.head_terms else ""
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Device headers that the printed text needs."""
+        return tuple(sorted({"elementary.cuh", "read.cuh"}))
+
+
+@lru_cache(maxsize=256)
+def elements(plan: KernelPlan) -> Elements:
+    """Print the mathematics of a plan, in two passes: the first finds what is needed more than once."""
+    first = _Build(plan, frozenset())
+    repeated = frozenset(key for key, uses in first.uses().items() if uses > 1)
+    return _Build(plan, repeated).elements
+
+
+class _Build:
+    def __init__(self, plan: KernelPlan, repeated: frozenset[tuple[sympy.Basic, Kind]]) -> None:
+        self._plan = plan
+        self._head = Scope("terms.")
+        self._repeated = repeated
+        self._levels: list[Levels] = []
+        derivation = plan.mask.derivation
+        listed = derivation.route == "map" or len(derivation.segments) > 1
+        score = self._score() if plan.score.expr != SCORE else None
+        keep = self._keep() if listed else None
+        segments = tuple(
+            Segment(*(None if end is None else self._end(end) for end in (bounds.first, bounds.last)))
+            for bounds in derivation.segments
+        )
+        free = plan.mask.condition.free_symbols
+        self.elements = Elements(
+            inputs=_inputs(plan),
+            head_variables=tuple(self._head.values.values()),
+            head_terms=tuple(self._head.members.values()),
+            score=score,
+            keep=keep,
+            segments=segments,
+            listed=listed,
+            map_batches=BATCH in free,
+            map_heads=bool({HEAD, HEAD_KV} & free),
+        )
+
+    def uses(self) -> dict[tuple[sympy.Basic, Kind], int]:
+        return {key: uses for levels in self._levels for key, uses in levels.uses.items()}
+
+    def _printer(self, *, split_edges: bool) -> LevelPrinter:
+        levels = Levels(self._head, self._repeated)
+        self._levels.append(levels)
+        reads = Reads(self._plan.tensors, align=self._plan.align, split_edges=split_edges)
+        return LevelPrinter(levels, reads, self._plan.parameters, self._plan.group)
+
+    def _function(
+        self, printer: LevelPrinter, name: str, returns: Kind, row: str, expr: sympy.Basic
+    ) -> Function:
+        scope = printer.levels.begin_function()
+        result = printer.value(expr, returns)
+        variables = tuple(scope.values.values())
+        text = " ".join([result, *(value.text for value in variables)])
+        text = re.sub(r"\.\w+", "", text)  # members are no parameters
+        parameters = [
+            declaration.format(row=row) for pattern, declaration in _PARAMETERS if re.search(pattern, text)
+        ]
+        parameters += [f"float {found}" for found in sorted(set(re.findall(r"\bdiagonal\d*\b", text)))]
+        return Function(name, returns, tuple(parameters), variables, result)
+
+    def _score(self) -> Score:
+        printer = self._printer(split_edges=True)
+        expr = levelled(self._plan.score.expr)
+        argument, tanh = None, None
+        if (split := _split_tanh(expr)) is not None:
+            inner, slope, factor, expr = split
+            if inner != PRODUCT:
+                argument = self._function(printer, "score_argument", "float", "ScoreRow", inner)
+            with printer.levels.inside("head"):
+                text = f"scaled_tanh({printer.value(factor, 'float')}, {printer.value(slope, 'float')})"
+            tanh = self._head.export("ScaledTanh", text, "bend")
+        diagonals: list[Diagonal] = []
+        packed = getattr(self._plan.schedule, "pack_gqa", False)
+        for part in [] if packed else _diagonals(expr):
+            name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
+            function = self._function(printer, f"score_{name}", "float", "ScoreRow", part)
+            diagonals.append(Diagonal(name, function))
+            expr = expr.xreplace({part: sympy.Symbol(f"{name}'", real=True)})
+        element = None
+        if expr != TANH:
+            element = self._function(printer, "score_element", "float", "ScoreRow", expr)
+        return Score(
+            text=str(self._plan.score.expr),
+            row=_row(printer),
+            argument=argument,
+            tanh=tanh,
+            diagonals=tuple(diagonals),
+            element=element,
+        )
+
+    def _keep(self) -> Keep:
+        printer = self._printer(split_edges=False)
+        mask = self._plan.mask
+        condition: Boolean = mask.condition
+        if mask.derivation.route == "bounds":
+            condition = Or(*[_inside(bounds.first, bounds.last) for bounds in mask.derivation.segments])
+        expr = levelled(And(condition, Lt(KV, SEQLEN_KV)))
+        element = self._function(printer, "keep_element", "bool", "KeepRow", expr)
+        return Keep(text=str(mask.condition), row=_row(printer), element=element)
+
+    def _end(self, end: Expr) -> str:
+        printer = self._printer(split_edges=False)
+        with printer.levels.inside("row"):
+            return printer.value(end, "int")
+
+
+def _inside(first: Expr | None, last: Expr | None) -> Boolean:
+    ends = [] if first is None else [Ge(KV, first)]
+    return And(*ends, *([] if last is None else [Le(KV, last)]))
+
+
+def _row(printer: LevelPrinter) -> Row:
+    scope = printer.levels.scopes["row"]
+    return Row(tuple(scope.values.values()), tuple(scope.members.values()))
+
+
+def _split_tanh(expr: Expr) -> tuple[Expr, Expr, Expr, Expr] | None:
+    """(x, k, a, rest) where ``expr`` is `rest` with ``a * tanh(k * x)`` for `TANH`; None unless there is one tanh of
+    the score, and no score outside of it. k and a are of the head."""
+    nodes = [node for node in expr.atoms(sympy.tanh) if node.has(PRODUCT)]
+    if len(nodes) != 1:
+        return None
+    rest = expr.xreplace({nodes[0]: TANH})
+    if rest.has(PRODUCT):
+        return None
+    factors = Mul.make_args(nodes[0].args[0])
+    outer = [factor for factor in factors if level_of(factor) in ("constant", "head")]
+    inner = Mul(*[factor for factor in factors if factor not in outer])
+    slope = sympy.diff(rest, TANH)
+    if not slope.has(TANH) and level_of(slope) in ("constant", "head"):
+        return inner, Mul(*outer), slope, TANH + rest.xreplace({TANH: S.Zero})
+    return inner, Mul(*outer), S.One, rest
+
+
+def _diagonals(expr: Expr) -> list[Expr]:
+    """The largest parts that cost something for each element and depend on q and kv only through q - kv."""
+    if level_of(expr) != "element":
+        return []
+    costly = any(level_of(node) == "element" for node in expr.atoms(*_COSTLY))
+    if costly and not expr.has(PRODUCT, TANH) and distance_only(expr):
+        return [expr]
+    found: list[Expr] = []
+    for arg in expr.args:
+        found += [part for part in _diagonals(arg) if part not in found]
+    return found
+
+
+def _inputs(plan: KernelPlan) -> tuple[str, ...]:
+    """Members of `Inputs`: pointers, strides, integers, floats; what the launch writes, in that order."""
+    derivation = plan.mask.derivation
+    members = [f"const {C_TYPES[tensor.dtype]} *{identifier(tensor.name)};{_shape(tensor)}" for tensor in plan.tensors]
+    if plan.sink:
+        members.append("const float *sink;  // [heads_q]")
+    if derivation.route == "ranges":
+        members.append("int *key_first, *key_last;  // of each row, written by the preparation kernel")
+    if derivation.route == "map":
+        members.append("int *tile_counts;  // key tiles that a q tile visits, written by the preparation kernel")
+        members.append("int *tile_list;  // and which: 2 * tile + masked, ascending")
+    for tensor in plan.tensors:
+        if len(tensor.index) > 1:
+            stride = identifier(tensor.name + "_stride")
+            members.append(f"int64_t {stride}[{len(tensor.index) - 1}];")
+    members += [f"int {identifier(p.name)};" for p in plan.parameters if p.kind == "int"]
+    members += [f"float {identifier(p.name)};" for p in plan.parameters if p.kind == "float"]
+    return tuple(members)
+
+
+def wrapped(text: str) -> str:
+    """Printed code with its long lines broken where a space allows it, continued four columns to the right."""
+    return "\n".join(part for line in text.split("\n") for part in _broken(line))
+
+
+def _broken(line: str) -> list[str]:
+    if len(line) <= _COLUMNS:
+        return [line]
+    margin = " " * (len(line) - len(line.lstrip()))
+    comment = line.lstrip().startswith("//")
+    words = re.split(r"(?<!const) (?!\{$)", line.lstrip())
+    parts = [margin + words[0]]
+    for word in words[1:]:
+        if len(parts[-1]) + 1 + len(word) <= _COLUMNS:
+            parts[-1] += f" {word}"
+        else:
+            parts.append(f"{margin}// {word}" if comment else f"{margin}    {word}")
+    return parts
+
+
+def _shape(tensor: TensorInput) -> str:
+    return f"  // [{', '.join(str(axis) for axis in tensor.index)}]"
+
+
+__all__ = ["PREPARE_THREADS", "Elements", "elements", "wrapped"]

@@ -1,0 +1,466 @@
+"""The printer of masks and scores: integers and booleans exact, reals in fp32 on the hardware's fast instructions.
+
+Work is moved outwards where it can be (`flashgen.codegen.levels`): a sum is split into what is known per row and
+what belongs to the element, so that ``slope*(kv - q)`` is one multiply-add of the offset `c`, which is a constant
+once the loop is unrolled; no integer is converted for each element where a row's could be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import reduce
+
+import numpy as np
+import sympy
+from sympy import Add, Expr, Integer, Mul, Pow, Rational, S
+from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
+
+from flashgen.codegen.levels import (
+    COLUMN,
+    FIRST_KV,
+    PRODUCT,
+    TANH,
+    Kind,
+    Level,
+    Levels,
+    identifier,
+    level_of,
+)
+from flashgen.codegen.printer import IntegerPrinter, bracketed
+from flashgen.codegen.reads import Reads
+from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.inputs import RuntimeParameter
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
+
+_LOG2E = 1 / sympy.log(2)
+_LENGTHS = {SEQLEN_Q, SEQLEN_KV}
+_MOST_FACTORS = 8  # a power with an exponent up to this is a product
+
+
+class LevelPrinter(IntegerPrinter):
+    """Prints expressions of one plan; what they need of outer levels gathers in `levels`."""
+
+    def __init__(
+        self, levels: Levels, reads: Reads, parameters: tuple[RuntimeParameter, ...], group: int
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.reads = reads
+        self.leaves: dict[sympy.Symbol, str] = {
+            Q: "q",
+            FIRST_KV: "kv",
+            COLUMN: "c",
+            PRODUCT: "s",
+            TANH: "t",
+            BATCH: "batch",
+            HEAD: "head",
+            HEAD_KV: f"head / {group}" if group > 1 else "head",
+            SEQLEN_Q: "params.seqlen_q",
+            SEQLEN_KV: "params.seqlen_kv",
+            SCALE: "params.scale",
+        } | {parameter.symbol: f"params.inputs.{identifier(parameter.name)}" for parameter in parameters}
+
+    # -- levels
+
+    def value(self, expr: sympy.Basic, kind: Kind) -> str:
+        """`expr` as an operand of what is printed at the present level."""
+        level = level_of(expr)
+        if level == "constant" or not self.levels.below(level):
+            return self._here(expr, kind)
+        with self.levels.inside(level):
+            text = self._here(expr, kind)
+        if kind == "int" and expr.is_Add and expr.free_symbols <= _LENGTHS and all(a.is_Atom for a in expr.args):
+            return text  # as cheap to compute as to keep
+        return self.levels.scopes[level].export(kind, text, _hint(expr, kind), _about(expr))
+
+    def _here(self, expr: sympy.Basic, kind: Kind) -> str:
+        if expr.is_Atom or level_of(expr) == "constant":
+            return self._text(expr, kind)
+        key = (expr, kind)
+        self.levels.uses[key] += 1
+        if key not in self.levels.printed:
+            text = self._text(expr, kind)
+            if key in self.levels.repeated:
+                text = self.levels.scopes[self.levels.at].define(kind, text, _hint(expr, kind))
+            self.levels.printed[key] = text
+        return self.levels.printed[key]
+
+    def _text(self, expr: sympy.Basic, kind: Kind) -> str:
+        return self._real(expr) if kind == "float" else str(super()._print(expr))
+
+    def _print(self, expr: sympy.Basic, **settings: object) -> str:
+        boolean = isinstance(expr, sympy.logic.boolalg.Boolean) and not isinstance(expr, sympy.Symbol)
+        return self.value(expr, "bool" if boolean else "int")
+
+    def _element(self, expr: sympy.Basic) -> bool:
+        return level_of(expr) == "element"
+
+    def _outer(self, args: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
+        """`args` in those of outer levels and those of the present one."""
+        outer = [arg for arg in args if self.levels.below(level_of(arg))]
+        return outer, [arg for arg in args if not self.levels.below(level_of(arg))]
+
+    def affine(self, expr: Expr) -> tuple[Expr, Expr] | None:
+        """(a, b) with ``expr == a + b*c``, both free of the element; None where there are none."""
+        if not self._element(expr):
+            return expr, S.Zero
+        if expr == COLUMN:
+            return S.Zero, S.One
+        if expr.is_Add:
+            parts = [self.affine(arg) for arg in expr.args]
+            if None in parts:
+                return None
+            return Add(*[part[0] for part in parts if part]), Add(*[part[1] for part in parts if part])
+        if expr.is_Mul:
+            inner = [arg for arg in expr.args if self._element(arg)]
+            rest = Mul(*[arg for arg in expr.args if not self._element(arg)])
+            if len(inner) == 1 and (part := self.affine(inner[0])):
+                return rest * part[0], rest * part[1]
+        return None
+
+    def _split(self, expr: Add) -> tuple[Expr, Expr, list[Expr]]:
+        """(a, b, others) with ``expr == a + b*c + sum(others)``."""
+        a, b, others = S.Zero, S.Zero, []
+        for arg in expr.args:
+            if part := self.affine(arg):
+                a, b = a + part[0], b + part[1]
+            else:
+                others.append(arg)
+        return a, b, others
+
+    # -- integers and booleans
+
+    def _print_Symbol(self, expr: sympy.Symbol) -> str:
+        return self.leaves[expr] if expr in self.leaves else identifier(expr.name.rstrip("'"))
+
+    def _print_Add(self, expr: Add) -> str:
+        if self.levels.at != "element":
+            return _sum([self._signed(term, "int") for term in expr.as_ordered_terms()])
+        a, b, others = self._split(expr)
+        terms = [self._signed(term, "int") for term in others]
+        if b != 0:
+            terms.append(self._signed(b * COLUMN, "int"))
+        if a != 0:
+            terms.insert(0, ("+", self.value(a, "int")))
+        return _sum(terms)
+
+    def _signed(self, term: Expr, kind: Kind) -> tuple[str, str]:
+        negative = term.as_coeff_Mul()[0] < 0
+        magnitude = -term if negative else term
+        return ("-" if negative else "+"), self.value(magnitude, kind)
+
+    def _print_Mul(self, expr: Mul) -> str:
+        if not all(arg.is_integer for arg in expr.args):
+            self.emptyPrinter(expr)
+        outer, inner = self._outer(expr.args)
+        coefficient = Mul(*outer)
+        factors = [bracketed(self.value(factor, "int")) for factor in inner]
+        if coefficient == -1:
+            return "-" + " * ".join(factors)
+        if coefficient != 1:
+            factors.insert(0, bracketed(self.value(coefficient, "int")))
+        return " * ".join(factors)
+
+    def _floor_div(self, quotient: Expr) -> str:
+        numerator, denominator = sympy.fraction(sympy.together(quotient))
+        if not (numerator.is_integer and denominator.is_integer):
+            return f"__float2int_rd({self.value(quotient, 'float')})"
+        if (part := self._phase(numerator, denominator)) is not None:
+            whole, phase, slope = part
+            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', _times(slope))])})"
+            tail = f"static_cast<int>({inner} / {int(denominator)})"
+            return tail if whole == 0 else f"{self._print(whole)} + {tail}"
+        if _power_of_two(denominator):
+            return f"{bracketed(self._print(numerator))} >> {int(denominator).bit_length() - 1}"
+        return f"floor_div({self._print(numerator)}, {self._print(denominator)})"
+
+    def _phase(self, numerator: Expr, divisor: Expr) -> tuple[Expr, Expr, int] | None:
+        """For a + b*c over a constant: (a // divisor, a % divisor, b), where b is not negative; per row but for c."""
+        if not (self._element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
+            return None
+        part = self.affine(numerator)
+        if part is None or not (part[1].is_Integer and part[1] >= 0):
+            return None
+        return sympy.floor(part[0] / divisor), modulo(part[0], divisor), int(part[1])
+
+    def _print_modulo(self, expr: Expr) -> str:
+        dividend, divisor = expr.args
+        if _power_of_two(divisor):
+            return f"{bracketed(self._print(dividend))} & {int(divisor) - 1}"
+        if (part := self._phase(dividend, divisor)) is not None:
+            _, phase, slope = part
+            total = _sum([("+", self._print(phase)), ("+", _times(slope % int(divisor)))])
+            return f"static_cast<int>(static_cast<unsigned>({total}) % {int(divisor)})"
+        return f"floor_mod({self._print(dividend)}, {self._print(divisor)})"
+
+    def _print_Min(self, expr: sympy.Min) -> str:
+        return self._nested("min", self._grouped(expr))
+
+    def _print_Max(self, expr: sympy.Max) -> str:
+        return self._nested("max", self._grouped(expr))
+
+    def _grouped(self, expr: Expr) -> list[Expr]:
+        outer, inner = self._outer(expr.args)
+        return [expr.func(*outer), *inner] if outer else inner
+
+    def _print_AppliedUndef(self, expr: AppliedUndef) -> str:
+        return self.reads.element(self, expr)
+
+    def _print_Relational(self, expr: Relational) -> str:
+        left, right = expr.lhs, expr.rhs
+        difference = sympy.expand(left - right)
+        scale = sympy.ilcm(1, *[term.as_coeff_Mul()[0].q for term in Add.make_args(difference) if _rational(term)])
+        terms = [scale * term for term in Add.make_args(difference)]
+        if not all(term.is_integer for term in terms):
+            return f"{self.value(left, 'float')} {expr.rel_op} {self.value(right, 'float')}"
+        if self.levels.at != "element":
+            if left.is_integer and right.is_integer:
+                return f"{self._print(left)} {expr.rel_op} {self._print(right)}"
+            return f"{self._print(Add(*terms))} {expr.rel_op} 0"
+        if isinstance(expr, sympy.Eq | sympy.Ne) and (text := self._print_congruence(expr)):
+            return text
+        return self._print_difference(Add(*terms), expr.rel_op)
+
+    def _print_difference(self, difference: Expr, operator: str) -> str:
+        """``difference <operator> 0``, as a comparison of the element's part with the row's."""
+        a, b, others = self._split(difference) if difference.is_Add else (S.Zero, S.Zero, [difference])
+        if not others and b.is_number and b < 0:
+            a, b, operator = -a, -b, _MIRRORED[operator]
+        if len(others) == 1 and b == 0 and others[0].as_coeff_Mul()[0] < 0:
+            a, others, operator = -a, [-others[0]], _MIRRORED[operator]
+        inner = [self._signed(term, "int") for term in others]
+        if b != 0:
+            inner.append(self._signed(b * COLUMN, "int"))
+        return f"{_sum(inner)} {operator} {self._print(-a)}"
+
+    def _print_congruence(self, expr: Relational) -> str | None:
+        """``x % n == y`` with n constant and y per row, as ``u == c % n`` with u per row."""
+        for remainder, other in ((expr.lhs, expr.rhs), (expr.rhs, expr.lhs)):
+            if not (isinstance(remainder, modulo | sympy.Mod) and not self._element(other)):
+                continue
+            dividend, divisor = remainder.args
+            part = self.affine(dividend) if divisor.is_Integer and divisor > 0 else None
+            if part is None or not part[1].is_Integer or not self._element(dividend):
+                continue
+            n = int(divisor)
+            # a + b c = other (mod n), where other is in [0, n): b c = other - a
+            phase = modulo(other - part[0], divisor)
+            if not (other.is_Integer and 0 <= other < n):
+                inside = sympy.And(sympy.Ge(other, 0), sympy.Lt(other, n))
+                phase = sympy.Piecewise((phase, inside), (Integer(-1), True))
+            return f"{_times(int(part[1]) % n)} % {n} {expr.rel_op} {self._print(phase)}"
+        return None
+
+    def _print_And(self, expr: sympy.And) -> str:
+        return self._combined(expr, "&" if self.levels.at == "element" else "&&")
+
+    def _print_Or(self, expr: sympy.Or) -> str:
+        return self._combined(expr, "|" if self.levels.at == "element" else "||")
+
+    def _combined(self, expr: sympy.And | sympy.Or, operator: str) -> str:
+        # Without branches for an element: both sides are cheap, and a branch would keep loads from being shared.
+        outer, inner = self._outer(expr.args)
+        if self.levels.at == "element":
+            inner = self._limits(inner, conjunction=isinstance(expr, sympy.And))
+        parts = sorted(inner, key=sympy.default_sort_key)
+        texts = [bracketed(self._print(part)) for part in parts]
+        if outer:
+            texts.append(bracketed(self._print(expr.func(*outer))))
+        return f" {operator} ".join(texts)
+
+    def _limits(self, parts: list[sympy.Basic], *, conjunction: bool) -> list[sympy.Basic]:
+        """Comparisons of the column with a row's limit, merged where one implies the other."""
+        above: list[Expr] = []  # c <= limit
+        below: list[Expr] = []  # c >= limit
+        others: list[sympy.Basic] = []
+        for part in parts:
+            limits = self._limit(part)
+            if limits is None:
+                others.append(part)
+            else:
+                (above if limits[0] == "<=" else below).append(limits[1])
+        nearest, farthest = (sympy.Min, sympy.Max) if conjunction else (sympy.Max, sympy.Min)
+        if above:
+            others.append(sympy.Le(COLUMN, nearest(*above), evaluate=False))
+        if below:
+            others.append(sympy.Ge(COLUMN, farthest(*below), evaluate=False))
+        return others
+
+    def _limit(self, part: sympy.Basic) -> tuple[str, Expr] | None:
+        if not isinstance(part, sympy.Le | sympy.Lt | sympy.Ge | sympy.Gt):
+            return None
+        difference = part.lhs - part.rhs
+        affine = self.affine(difference)
+        if affine is None or abs(affine[1]) != 1 or not affine[0].is_integer:
+            return None
+        a, b = affine
+        strict = isinstance(part, sympy.Lt | sympy.Gt)
+        less = isinstance(part, sympy.Le | sympy.Lt)
+        if less == (b == 1):  # c <= limit
+            return "<=", (-a if b == 1 else a) - (1 if strict else 0)
+        return ">=", (-a if b == 1 else a) + (1 if strict else 0)
+
+    # -- reals
+
+    def _real(self, expr: Expr) -> str:
+        if level_of(expr) == "constant":
+            return literal(expr)
+        if isinstance(expr, AppliedUndef):
+            text = self.reads.element(self, expr)
+            return f"static_cast<float>({text})" if expr.is_integer else text
+        if expr.is_integer and (self.levels.at != "element" or not _structural(expr)):
+            return f"static_cast<float>({super()._print(expr)})"
+        if expr.is_Symbol:
+            return self._print_Symbol(expr)
+        if expr.is_Add:
+            return self._real_sum(expr)
+        if expr.is_Mul:
+            return self._real_product(expr)
+        if expr.is_Pow:
+            return self._real_power(expr)
+        if isinstance(expr, sympy.Piecewise):
+            return self._real_choice(expr)
+        if isinstance(expr, sympy.Min | sympy.Max):
+            name = "fminf" if isinstance(expr, sympy.Min) else "fmaxf"
+            texts = [self.value(arg, "float") for arg in self._grouped(expr)]
+            return reduce(lambda left, right: f"{name}({left}, {right})", texts)
+        if isinstance(expr, sympy.Abs):
+            return f"fabsf({self.value(expr.args[0], 'float')})"
+        if isinstance(expr, sympy.exp):
+            return f"exp2_approx({self.value(_LOG2E * expr.args[0], 'float')})"
+        if isinstance(expr, sigmoid):
+            return f"reciprocal_approx(1.0f + exp2_approx({self.value(-_LOG2E * expr.args[0], 'float')}))"
+        if isinstance(expr, sympy.log):
+            return self._real_product(Mul(sympy.log(2), expr, evaluate=False))
+        if isinstance(expr, sympy.tanh):
+            return f"tanh_approx({self.value(expr.args[0], 'float')})"
+        raise ValueError(f"{type(expr).__name__} cannot be printed in CUDA: {expr!s}")
+
+    def _real_sum(self, expr: Add) -> str:
+        if self.levels.at == "element":
+            a, b, others = self._split(expr)
+        else:
+            outer, others = self._outer(expr.args)
+            a, b = Add(*outer), S.Zero
+        # From the right, so that every product is one multiply-add: x * y + (z * c + row.a)
+        text = None if a == 0 else self.value(a, "float")
+        for term in ([b * COLUMN] if b != 0 else []) + others:
+            sign, magnitude = self._signed(term, "float")
+            magnitude = _term(magnitude)
+            if text is None:
+                text = magnitude if sign == "+" else f"-{bracketed(magnitude)}"
+            elif sign == "+":
+                text = f"{magnitude} + {_term(text)}"
+            else:
+                text = f"{_term(text)} - {magnitude}"
+        assert text is not None
+        return text
+
+    def _real_product(self, expr: Mul) -> str:
+        outer, inner = self._outer(expr.args)
+        logarithms = [factor for factor in inner if isinstance(factor, sympy.log)]
+        coefficient = Mul(*outer, *[sympy.log(2)] * len(logarithms))
+        if self.levels.at == "element":
+            if (part := self.affine(expr)) and part[0] != 0:
+                return self._real_sum(Add(part[0], part[1] * COLUMN, evaluate=False))
+            if len(inner) == 1 and inner[0].is_Add and coefficient not in (1, -1):
+                return self._real_sum(Add(*[coefficient * term for term in inner[0].args]))
+        factors = []
+        for factor in inner:
+            if factor in logarithms:
+                factors.append(f"log2_approx({self.value(factor.args[0], 'float')})")
+            else:
+                factors.append(bracketed(self.value(factor, "float")))
+        if coefficient == -1 or (not factors and coefficient.is_number):
+            return "-" + " * ".join(factors) if factors else literal(coefficient)
+        if coefficient.is_number and abs(float(coefficient) - 1) < 1e-12:
+            return " * ".join(factors)
+        return " * ".join([*factors, bracketed(self.value(coefficient, "float"))])
+
+    def _real_power(self, expr: Pow) -> str:
+        base, exponent = expr.args
+        if exponent.is_Integer and abs(exponent) <= _MOST_FACTORS:
+            operand = bracketed(self.value(base, "float"))
+            if exponent > 1 and not operand.replace(".", "").isidentifier():
+                operand = self.levels.scopes[self.levels.at].define("float", operand, "x")
+            power = " * ".join([operand] * abs(int(exponent)))
+            return power if exponent > 0 else f"reciprocal_approx({power})"
+        if exponent == Rational(1, 2):
+            return f"sqrt_approx({self.value(base, 'float')})"
+        if exponent == Rational(-1, 2):
+            return f"rsqrt_approx({self.value(base, 'float')})"
+        if base.is_number:
+            return f"exp2_approx({self.value(exponent * sympy.log(base) * _LOG2E, 'float')})"
+        logarithm = f"log2_approx({self.value(base, 'float')})"
+        return f"exp2_approx({bracketed(self.value(exponent, 'float'))} * {logarithm})"
+
+    def _real_choice(self, expr: sympy.Piecewise) -> str:
+        *cases, (otherwise, always) = expr.args
+        if always != sympy.true:
+            raise ValueError(f"Piecewise without a default has no value everywhere: {expr!s}")
+        text = self.value(otherwise, "float")
+        for chosen, condition in reversed(cases):
+            text = f"({bracketed(self._print(condition))} ? {self.value(chosen, 'float')} : {text})"
+        return text
+
+
+_MIRRORED: Mapping[str, str] = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
+
+
+def literal(expr: Expr) -> str:
+    """A real constant as the nearest fp32."""
+    number = np.float32(float(expr))
+    if not np.isfinite(number):
+        return "negative_infinity()" if number < 0 else "-negative_infinity()"
+    text = np.format_float_positional(number, trim="0") if 1e-4 <= abs(number) < 1e7 or number == 0 else str(number)
+    return f"{text}f"
+
+
+def _structural(expr: Expr) -> bool:
+    """Whether an integer expression can be computed in fp32 from the fp32 of its parts."""
+    return bool(
+        expr.is_Symbol or expr.is_Add or expr.is_Mul or isinstance(expr, sympy.Min | sympy.Max | sympy.Abs)
+    ) or isinstance(expr, sympy.Piecewise)
+
+
+def _power_of_two(divisor: Expr) -> bool:
+    return bool(divisor.is_Integer and divisor > 0 and int(divisor) & (int(divisor) - 1) == 0)
+
+
+def _rational(term: Expr) -> bool:
+    return bool(term.as_coeff_Mul()[0].is_Rational)
+
+
+def _term(text: str) -> str:
+    """`text` as a term of a sum that is added up from the right: sums in brackets, products without."""
+    bare = re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", text)))
+    return bracketed(text) if re.search(r" [^*] |^-|\(", bare) else text
+
+
+def _times(factor: int) -> str:
+    return "c" if factor == 1 else f"{factor} * c"
+
+
+def _sum(terms: list[tuple[str, str]]) -> str:
+    ordered = sorted(terms, key=lambda term: term[0] == "-")
+    text = ""
+    for sign, magnitude in ordered:
+        text += f" {sign} {magnitude}" if text else ("-" if sign == "-" else "") + magnitude
+    return text or "0"
+
+
+def _hint(expr: sympy.Basic, kind: Kind) -> str:
+    if isinstance(expr, AppliedUndef):
+        return str(expr.func)
+    if isinstance(expr, sympy.Symbol):
+        return str(expr.name.rstrip("'"))
+    return {"int": "n", "float": "x", "bool": "holds"}[kind]
+
+
+def _about(expr: sympy.Basic) -> str:
+    return "" if expr.is_Atom else str(expr).replace("'", "")
+
+
+__all__ = ["LevelPrinter", "literal"]

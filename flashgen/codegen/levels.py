@@ -1,0 +1,147 @@
+"""Where the parts of an expression are computed: once per head, once per row of a tile, or for each element.
+
+An element stands at ``kv + c``: `kv` is the position of the thread's first column, `c` the offset of the element,
+known to the compiler once its loop is unrolled. What an inner level needs of an outer one is a member of the
+outer one's struct; what a level needs twice is a variable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import sympy
+from sympy import Expr
+from sympy.core.function import AppliedUndef
+
+from flashgen.spec.symbols import KV, Q, SCALE, SCORE
+
+Level = Literal["constant", "head", "row", "element"]
+Kind = Literal["int", "float", "bool"]
+
+LEVELS: tuple[Level, ...] = ("constant", "head", "row", "element")
+
+# Symbols of the printer, whose names no expression can hold; they print as in `LEAVES`.
+FIRST_KV = sympy.Symbol("kv'", integer=True)  # position of the thread's first column
+COLUMN = sympy.Symbol("c'", integer=True)
+PRODUCT = sympy.Symbol("s'", real=True)  # Q . K, before the scale
+TANH = sympy.Symbol("t'", real=True)  # a tanh that is computed beforehand
+
+_EVERYWHERE = re.compile(r"-?(params\.[\w.]+|\d[\w.+-]*|true|false)")
+_RESERVED = frozenset(
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const const_cast
+    constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern false
+    float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq
+    private protected public register reinterpret_cast return short signed sizeof static static_assert
+    static_cast struct switch template this thread_local throw true try typedef typeid typename union unsigned
+    using virtual void volatile wchar_t while xor xor_eq
+    batch c head kv params q row rows s terms min max abs read warpSize threadIdx blockIdx blockDim gridDim
+    bf16 fp16 exp log sqrt tanh""".split()
+)
+
+
+def identifier(name: str) -> str:
+    """`name` as C++ may have it: keywords and the printer's own names get a trailing underscore."""
+    if not (name.isidentifier() and name.isascii()):
+        raise ValueError(f"{name!r} is no C++ identifier")
+    return f"{name}_" if name in _RESERVED else name
+
+
+def levelled(expr: sympy.Basic) -> sympy.Basic:
+    """A mask or score with `kv` split into the thread's first column and the offset from it."""
+    return expr.xreplace({KV: FIRST_KV + COLUMN, SCORE: SCALE * PRODUCT})
+
+
+def level_of(expr: sympy.Basic) -> Level:
+    """Of the innermost thing that the expression depends on."""
+    free = expr.free_symbols
+    if any(symbol.name.endswith("'") and symbol != FIRST_KV for symbol in free):
+        return "element"
+    if Q in free or FIRST_KV in free:
+        return "row"
+    return "head" if free or expr.has(AppliedUndef) else "constant"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A variable of a printed function, or a member of the struct that it returns."""
+
+    type: str
+    name: str
+    text: str
+    about: str = ""
+
+
+@dataclass
+class Scope:
+    """The values of one level, in the order in which they are computed."""
+
+    prefix: str  # of its members, where an inner level reads them: "terms.", "row."
+    values: dict[tuple[str, str], Value] = field(default_factory=dict)
+    members: dict[str, Value] = field(default_factory=dict)
+
+    def define(self, type: str, text: str, hint: str, about: str = "") -> str:
+        """The name of a variable of that value, new or not."""
+        if any(value.name == text for value in self.values.values()):
+            return text
+        if (type, text) not in self.values:
+            taken = {value.name for value in self.values.values()}
+            base, name, number = identifier(hint), identifier(hint), 1
+            while name in taken:
+                number += 1
+                name = f"{base}{number}"
+            self.values[type, text] = Value(type, name, text, about)
+        return self.values[type, text].name
+
+    def export(self, type: str, text: str, hint: str, about: str = "") -> str:
+        """What an inner level calls that value."""
+        if re.fullmatch(_EVERYWHERE, text):
+            return text
+        name = self.define(type, text, hint, about)
+        self.members[name] = next(value for value in self.values.values() if value.name == name)
+        return f"{self.prefix}{name}"
+
+
+class Levels:
+    """The scopes of the functions that are printed for a mask or a score, and the level that is being printed.
+
+    `repeated` are the expressions that become variables, as a first printing has counted them.
+    """
+
+    def __init__(self, head: Scope, repeated: frozenset[tuple[sympy.Basic, Kind]] = frozenset()) -> None:
+        self.scopes: dict[Level, Scope] = {"head": head, "row": Scope("row."), "element": Scope("")}
+        self.at: Level = "element"
+        self.repeated = repeated
+        self.uses: Counter[tuple[sympy.Basic, Kind]] = Counter()
+        self.printed: dict[tuple[sympy.Basic, Kind], str] = {}
+
+    def begin_function(self) -> Scope:
+        """Another function of elements: its variables are its own."""
+        self.scopes["element"] = Scope("")
+        self.printed.clear()
+        return self.scopes["element"]
+
+    @contextmanager
+    def inside(self, level: Level) -> Iterator[None]:
+        """Print at `level` for a while."""
+        before, self.at = self.at, level
+        try:
+            yield
+        finally:
+            self.at = before
+
+    def below(self, level: Level) -> bool:
+        """Whether `level` is outside of the one that is being printed."""
+        return LEVELS.index(level) < LEVELS.index(self.at)
+
+
+def distance_only(expr: Expr) -> bool:
+    """Whether `expr` depends on `q` and `kv` only through their distance."""
+    if not (expr.has(Q) and expr.has(FIRST_KV, COLUMN)):
+        return False
+    moved = expr.xreplace({COLUMN: Q - FIRST_KV - sympy.Symbol("distance'", integer=True)})
+    return not moved.has(Q, FIRST_KV, COLUMN)

@@ -1,0 +1,135 @@
+"""Elements of the tensors that masks and scores read: addresses split by level, subscripts kept inside their axes.
+
+The last axis is contiguous. Where it is walked along the row, the row holds a pointer to its first column, and an
+element is a load at a constant distance from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import sympy
+from sympy import Expr, S
+from sympy.core.function import AppliedUndef
+
+from flashgen.codegen.levels import COLUMN, FIRST_KV, identifier, level_of
+from flashgen.codegen.printer import bracketed
+from flashgen.spec.inputs import TensorInput
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
+
+if TYPE_CHECKING:
+    from flashgen.codegen.expression import LevelPrinter
+
+C_TYPES = {"fp32": "float", "fp16": "fp16", "bf16": "bf16", "int32": "int", "bool": "unsigned char"}
+
+
+@dataclass(frozen=True)
+class _Subscript:
+    """Where an axis is read. `index` counts from the start of the axis; None for length: always inside."""
+
+    index: Expr
+    length: Expr | None
+    leaves: Literal["never", "after", "edges", "anywhere"]  # after: only past the end; edges: only at edge tiles
+
+
+class Reads:
+    """The tensors of a plan, and whether a printed function must know that a tile lies at an edge."""
+
+    def __init__(self, tensors: tuple[TensorInput, ...], *, align: str, split_edges: bool) -> None:
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._q_offset: Expr = SEQLEN_KV - SEQLEN_Q if align == "bottom_right" else S.Zero
+        self._split_edges = split_edges  # print the clamping of columns apart, for the tiles that need it
+        self.edges = False  # whether there was any
+
+    def element(self, printer: LevelPrinter, read: AppliedUndef) -> str:
+        """The value of one element, at the printer's present level."""
+        tensor = self._tensors[str(read.func)]
+        subscripts = [self._subscript(axis, at) for axis, at in zip(tensor.index, read.args, strict=True)]
+        *strided, last = subscripts
+        stride = f"params.inputs.{identifier(tensor.name + '_stride')}"
+        parts: dict[str, list[str]] = {"head": [], "row": [], "element": []}
+        for position, subscript in enumerate(strided):
+            level = level_of(subscript.index)
+            level = "head" if level == "constant" else level
+            with printer.levels.inside(level):
+                parts[level].append(f"{bracketed(self._clamped(printer, subscript))} * {stride}[{position}]")
+        walk = self._walk(printer, tensor, last)
+        if walk is None:
+            level = level_of(last.index)
+            level = "head" if level == "constant" else level
+            with printer.levels.inside(level):
+                parts[level].append(self._clamped(printer, last))
+        else:
+            with printer.levels.inside("row"):
+                start = printer.affine(last.index)
+                assert start is not None
+                parts["row"].append(bracketed(printer.value(start[0], "int")))
+        pointer = f"params.inputs.{identifier(tensor.name)}"
+        type = f"const {C_TYPES[tensor.dtype]} *"
+        at = printer.levels.at
+        for level in ("head", "row"):
+            if parts[level]:
+                pointer = " + ".join([pointer, *parts[level]])
+                if level == at:
+                    break
+                pointer = printer.levels.scopes[level].export(type, pointer, tensor.name)
+        if at == "element":
+            pointer = " + ".join([pointer, *parts["element"]]) + (walk or "")
+        return f"read({pointer})"
+
+    def _subscript(self, axis: str | int, at: Expr) -> _Subscript:
+        if axis in ("batch", "head", "head_kv"):
+            return _Subscript({"batch": BATCH, "head": HEAD, "head_kv": HEAD_KV}[str(axis)], None, "never")
+        if axis == "q":
+            return _Subscript(at - self._q_offset, SEQLEN_Q, "after" if at == Q else "anywhere")
+        if axis == "kv":
+            return _Subscript(at, SEQLEN_KV, "edges" if at == FIRST_KV + COLUMN else "anywhere")
+        if axis == "q - kv":
+            walks = sympy.expand(at - (Q - FIRST_KV - COLUMN)) == 0
+            start = self._q_offset - (SEQLEN_KV - 1)
+            return _Subscript(
+                sympy.expand(at - start), SEQLEN_Q + SEQLEN_KV - 1, "edges" if walks else "anywhere"
+            )
+        length = sympy.Integer(axis)
+        inside = at.is_Integer and 0 <= at < length
+        return _Subscript(at, length, "never" if inside else "anywhere")
+
+    def _clamped(self, printer: LevelPrinter, subscript: _Subscript) -> str:
+        """The subscript, inside its axis, at the printer's present level."""
+        index = printer.value(subscript.index, "int")
+        if subscript.length is None or subscript.leaves == "never":
+            return index
+        if subscript.leaves == "after":
+            return f"min({index}, {printer.value(subscript.length - 1, 'int')})"
+        return f"min(max({index}, 0), {printer.value(subscript.length - 1, 'int')})"
+
+    def _walk(self, printer: LevelPrinter, tensor: TensorInput, last: _Subscript) -> str | None:
+        """What is added to the row's pointer for column c: ``c`` or ``-c``, held inside the axis."""
+        if last.leaves != "edges" or printer.levels.at != "element":
+            return None
+        affine = printer.affine(last.index)
+        if affine is None:
+            return None
+        start, slope = affine
+        with printer.levels.inside("row"):
+            assert last.length is not None
+            row = printer.levels.scopes["row"]
+            if slope == 1:
+                space = printer.value(last.length - 1 - start, "int")
+                limit = row.export("int", space, f"{tensor.name}_last", "last column inside")
+                column = f"min(c, {limit})"
+            else:
+                back = printer.value(start, "int")
+                most = row.export("int", back, f"{tensor.name}_last", "last column inside")
+                front = printer.value(start - last.length + 1, "int")
+                least = row.export("int", front, f"{tensor.name}_first", "first column inside")
+                column = f"min(max(c, {least}), {most})"
+        sign = "+" if slope == 1 else "-"
+        if not self._split_edges:
+            return f" {sign} {column}"
+        self.edges = True
+        return f" {sign} (kEdge ? {column} : c)"
+
+
+__all__ = ["C_TYPES", "Reads"]
