@@ -172,12 +172,12 @@ class Attention(Record):
     @property
     def mask_label(self) -> str:
         """The mask as part of a kernel's name: ``causal``, ``window4096``, ``mask1b03f9c2``."""
-        return mask_label(self.condition, self.inputs)
+        return mask_label(self.mathematics)
 
     @property
     def score_label(self) -> str:
         """The score as part of a kernel's name: ``softcap50``; empty where nothing is done to it."""
-        return score_label(self.score_expr, self.inputs)
+        return score_label(self.mathematics)
 
     @property
     def derivation(self) -> MaskDerivation:

@@ -36,7 +36,7 @@ from flashgen.spec.values import (
     symbolic,
 )
 
-MAX_CHOICES = 12  # arguments of min, max, abs and where in all: their combinations multiply
+MAX_CHOICES = 16  # arguments of min, max, abs and where in all: their combinations multiply
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class Reading:
     """What was read: the mathematics, and what it takes.
 
     `tensors` are those that entries of the gallery brought along, `integers` the symbols that stood where
-    only an integer may, `sink` whether an entry asks for one. The counts are held to the language's limits.
+    only an integer may, `sink` whether an entry asks for one, `call` the entry and its arguments where the
+    text is nothing else. The counts are held to the language's limits.
     """
 
     expr: sympy.Basic = S.Zero
     tensors: dict[str, TensorInput] = field(default_factory=dict)
     integers: set[sympy.Symbol] = field(default_factory=set)
     sink: bool = False
+    call: tuple[str, tuple[sympy.Expr, ...]] | None = None
     nodes: int = 0
     comparisons: int = 0
     choices: int = 0
@@ -122,7 +124,8 @@ class _Reader:
         self.reading = reading
         self.bound = bound or {}
         self.trail = trail
-        self.start = 0  # of the parsed text within the given one
+        self.tree: ast.expr | None = None
+        self.start = 0  # of the tree's text within the given one
 
     def fail(self, message: str, offset: int, hint: str | None = None) -> NoReturn:
         within = f"in {self.trail[-1]}: " if self.trail else ""
@@ -133,6 +136,7 @@ class _Reader:
 
     def read(self, text: str, expect: Kind) -> Value:
         tree, self.start = split(text, self.locate)
+        self.tree = tree
         self.count(tree)
         value = self.visit(tree, 0)
         if (expect is Kind.BOOLEAN) != (value.kind is Kind.BOOLEAN) or (
@@ -392,6 +396,8 @@ class _Reader:
                 least = f"{parameter.name} of '{entry.name}' must be at least {parameter.least}"
                 self.fail_at(argument, f"{least}, but this is {value.number:g}")
             bound[parameter.name] = value
+        if node is self.tree and not self.trail:
+            self.reading.call = (entry.name, tuple(value.expr for value in bound.values()))
         tensors = {tensor.name: self.scope.tensors.get(tensor.name, tensor) for tensor in entry.tensors}
         self.reading.tensors |= tensors
         self.reading.sink |= entry.sink

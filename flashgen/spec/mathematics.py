@@ -22,6 +22,7 @@ from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES, SEQLEN_KV, SEQLEN_Q, Q
 
 Align = Literal["bottom_right", "top_left"]
+Call = tuple[str, tuple[Expr, ...]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Mathematics:
     """``O = softmax(score, where condition) V``, in the symbols of `flashgen.spec.symbols`.
 
     Constants are filled in. `inputs` and `runtime` are those that the expressions read, in the order of their
-    names. `sink`: a gallery entry asks for one.
+    names. `sink`: a gallery entry asks for one. `mask_call`, `score_call`: the gallery entry and its arguments
+    where the text is nothing else.
     """
 
     condition: Boolean
@@ -66,6 +68,8 @@ class Mathematics:
     inputs: tuple[TensorInput, ...]
     runtime: tuple[RuntimeParameter, ...]
     sink: bool
+    mask_call: Call | None
+    score_call: Call | None
 
 
 def read_mathematics(mask: str, score: str, context: Context) -> Mathematics:
@@ -121,6 +125,8 @@ def _read(mask: str, score: str, context: Context) -> Mathematics:
         inputs=tuple(tensor for name, tensor in sorted(tensors.items()) if name in read),
         runtime=tuple(parameter for parameter in passed if parameter.symbol in symbols),
         sink=kept.sink or scored.sink,
+        mask_call=kept.call,
+        score_call=scored.call,
     )
 
 

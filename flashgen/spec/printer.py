@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import sympy
+from sympy.core.function import AppliedUndef
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
@@ -26,6 +27,12 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_Function(self, expr: sympy.Function) -> NoReturn:
         self.emptyPrinter(expr)
+
+    def _print_AppliedUndef(self, expr: AppliedUndef) -> str:
+        """An element of a tensor, every subscript written; a tensor without axes stands alone."""
+        subscripts = ", ".join(self._print(arg) for arg in expr.args)
+        name = expr.func.__name__
+        return f"{name}[{subscripts}]" if subscripts else name
 
     def _call(self, name: str, *args: sympy.Basic) -> str:
         return f"{name}({', '.join(self._print(arg) for arg in args)})"
@@ -67,6 +74,8 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_floor(self, expr: sympy.floor) -> str:
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
+        if not (numerator.is_integer and denominator.is_integer):
+            return self._call("floor", *expr.args)
         # in brackets, since sympy takes a function to bind tighter than any operator
         return f"({self.parenthesize(numerator, PRECEDENCE['Mul'])} // {self._factor(denominator)})"
 
