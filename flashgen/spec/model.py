@@ -71,7 +71,7 @@ class Schedule(Record, Mapping[str, Any]):
     cluster: Annotated[int, size(1, 16)] | None = None
     tile_order: Literal["static", "dynamic"] | None = None
     key_order: Literal["descending", "ascending"] | None = None
-    output_wait: Literal["early", "late"] | None = None
+    output_wait: Literal["early", "middle", "late"] | None = None
     rescale: Literal["early", "late"] | None = None
     pack_gqa: Flag | None = None
     o_aliases_q: Flag | None = None

@@ -32,23 +32,32 @@ __device__ __forceinline__ float quad_sum(float x) {
 }
 
 struct OnlineSoftmax {
-  float maximum[2];  // of the unscaled scores so far, per row; -inf before the first kept key
-  float sum[2];      // of exp2 over this thread's columns so far, relative to `maximum`
+  float maximum[2];    // of the unscaled scores so far, per row; -inf before the first kept key
+  float reference[2];  // `maximum` scaled, or 0 where it is -inf: what the exponentials are relative to
+  float sum[2];        // of exp2 over this thread's columns so far, relative to `maximum`
 
-  __device__ __forceinline__ OnlineSoftmax() : maximum{negative_infinity(), negative_infinity()}, sum{0, 0} {}
+  __device__ __forceinline__ OnlineSoftmax()
+      : maximum{negative_infinity(), negative_infinity()}, reference{0, 0}, sum{0, 0} {}
 
   // Replaces the scores of the next keys by P = exp(scale * (s - maximum)), and returns in `correction` the factor
   // that takes earlier sums and outputs to the new maximum. Unmasked promises that no score is -inf.
   template <typename Mask, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], float scale_log2, float (&correction)[2],
-                                         Mask) {
+                                         Mask mask) {
+    raise_maximum(s, scale_log2, correction, mask);
+    exponentiate(s, scale_log2, correction);
+  }
+
+  // The first half of `update`: reads the scores only.
+  template <typename Mask, int kTiles>
+  __device__ __forceinline__ void raise_maximum(const float (&s)[kTiles][4], float scale_log2,
+                                                float (&correction)[2], Mask) {
     float m[2] = {maximum[0], maximum[1]};
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) m[r] = fmaxf(m[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
     }
-    float reference[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       m[r] = quad_max(m[r]);
@@ -57,6 +66,12 @@ struct OnlineSoftmax {
       correction[r] = exp2_approx(fmaf(maximum[r], scale_log2, -reference[r]));
       maximum[r] = m[r];
     }
+  }
+
+  // The second half.
+  template <int kTiles>
+  __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], float scale_log2,
+                                               const float (&correction)[2]) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
