@@ -88,7 +88,7 @@ def main() -> None:
     work = dataclasses.replace(Workload.of(spec), batch=1, seqlen_q=512, seqlen_kv=512)
     q, k, v = random_inputs(work, "cuda")
     kernel = flashgen.load(spec)
-    causal = spec.attention.mask.label == "causal"
+    causal = spec.attention.mask_label == "causal"
     qt, kt, vt = (t.transpose(1, 2) for t in (q, k, v))
     grouped = q.shape[2] != k.shape[2]
     calls: dict[str, Callable[[], object]] = {

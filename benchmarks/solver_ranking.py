@@ -27,7 +27,8 @@ from flashgen.plan import Sm90Schedule, Workload  # noqa: E402
 from flashgen.plan.cost import cost  # noqa: E402
 from flashgen.plan.lattice import with_registers  # noqa: E402
 from flashgen.plan.tiling import Tiling  # noqa: E402
-from flashgen.spec.bounds import Q, RowBounds  # noqa: E402
+from flashgen.spec.bounds import RowBounds  # noqa: E402
+from flashgen.spec.symbols import Q  # noqa: E402
 
 DATA = Path(__file__).resolve().parent / "data" / "sm90_tilings.csv"
 DOCUMENT = ROOT / "docs" / "solver.md"

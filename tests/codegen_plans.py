@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flashgen.plan.model import KernelPlan, MaskPlan, Sm80Schedule
-from flashgen.spec.bounds import Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import Q
 
 BOUNDS = {
     "full": RowBounds(None, None),

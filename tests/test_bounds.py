@@ -7,15 +7,16 @@ from itertools import product
 
 import pytest
 import sympy
+from flashgen.spec.masks import MASKS, POSITIONS, mask_bounds, mask_condition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sympy import And, Eq, Max, Min, Not, Or, floor
 
 from flashgen.errors import SpecError
-from flashgen.spec.bounds import KV, SEQLEN_KV, SEQLEN_Q, Q, RowBounds, derive_bounds
+from flashgen.spec.bounds import RowBounds, derive_bounds
 from flashgen.spec.expression import Kind, parse_expression
 from flashgen.spec.functions import modulo
-from flashgen.spec.masks import MASKS, POSITIONS, mask_bounds, mask_condition
+from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
 
 LENGTHS = [(0, 5), (1, 1), (7, 7), (3, 11), (11, 3), (9, 0)]
 

@@ -15,7 +15,7 @@ from flashgen.explore.peers import PEERS, Case, Unsupported
 from flashgen.runtime import interpret
 from flashgen.runtime.reference import elementwise_mask
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
-from flashgen.spec.bounds import KV, Q
+from flashgen.spec.symbols import KV, Q
 
 
 def spec_of(mask: str, align: str = "bottom_right") -> AttentionSpec:
@@ -74,7 +74,7 @@ def test_outputs_are_compared_with_the_right_rows(mask: str, align: str) -> None
 def test_flex_attention_gets_the_specs_mask(name: str) -> None:
     spec = load_spec(gallery()[name])
     case = Case.of(spec, 1, 40, 56)
-    keep = sympy.lambdify([Q, KV], spec.attention.mask.condition, modules="torch")
+    keep = sympy.lambdify([Q, KV], spec.attention.condition, modules="torch")
     kept = torch.as_tensor(keep(torch.arange(40)[:, None] + case.shift, torch.arange(56)[None, :]))
     assert torch.equal(kept.expand(40, 56), elementwise_mask(spec, 40, 56, torch.device("cpu")))
 

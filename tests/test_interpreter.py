@@ -20,7 +20,8 @@ from flashgen.plan import KernelPlan, MaskPlan, Sm90Schedule, solve
 from flashgen.runtime import interpret, interpreter, reference, same_precision, tolerance
 from flashgen.runtime.reference import evaluate
 from flashgen.spec import parse_spec
-from flashgen.spec.bounds import KV, Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import KV, Q
 
 
 @lru_cache(maxsize=512)

@@ -11,7 +11,8 @@ import pytest
 import sympy
 
 from flashgen.plan import IoModel, KernelPlan, MaskPlan, Sm90Schedule, Workload, io
-from flashgen.spec.bounds import Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import Q
 
 FULL = Workload(
     batch=2,

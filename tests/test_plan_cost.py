@@ -15,7 +15,8 @@ from flashgen.plan import Workload
 from flashgen.plan.cost import Cost, _makespan, cost, occupancy, resident_blocks
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import Head, Tiling
-from flashgen.spec.bounds import Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import Q
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import solver_ranking

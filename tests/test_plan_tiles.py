@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashgen.plan import tiles
-from flashgen.spec.bounds import SEQLEN_KV, SEQLEN_Q, Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import SEQLEN_KV, SEQLEN_Q, Q
 
 BOUNDS = {
     "full": RowBounds(None, None),

@@ -32,7 +32,7 @@ from flashgen.plan.cost import cost
 from flashgen.plan.record import bound_text
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec import AttentionSpec, RowBounds, load_spec, parse_spec
-from flashgen.spec.bounds import SEQLEN_KV, Q
+from flashgen.spec.symbols import SEQLEN_KV, Q
 
 H200 = ARCHS["sm_90a"]
 

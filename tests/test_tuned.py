@@ -30,7 +30,8 @@ from flashgen.plan.tuned import (
     user_path,
 )
 from flashgen.spec import AttentionSpec
-from flashgen.spec.bounds import Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import Q
 
 H200 = ARCHS["sm_90a"]
 FILES = sorted(SHIPPED.glob("*.json"))

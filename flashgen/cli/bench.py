@@ -89,7 +89,7 @@ def _table(comparison: Comparison) -> Table:
     lengths = pair(work.seqlen_q, work.seqlen_kv)
     table = new_table(
         "", "ms", "TFLOP/s", "of flashgen's", "error", "",
-        title=f"{spec.name}: {spec.attention.mask.label}, batch {work.batch}, seqlen {lengths}",
+        title=f"{spec.name}: {spec.attention.mask_label}, batch {work.batch}, seqlen {lengths}",
         title_justify="left",
     )  # fmt: skip
     for column in table.columns[1:5]:

@@ -26,7 +26,7 @@ def specs(as_json: bool) -> None:
                 "heads": {"q": attention.heads.q, "kv": attention.heads.kv},
                 "head_dim": {"qk": attention.head_dim.qk, "v": attention.head_dim.v},
                 "dtype": attention.dtype,
-                "mask": attention.mask.label,
+                "mask": attention.mask_label,
                 "passes": list(spec.passes),
                 "file": str(path),
             }

@@ -68,7 +68,7 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
     heads = attention.heads
     dims = attention.head_dim
     yield (
-        f"{spec.name}: {attention.mask.label}, {attention.dtype}, heads {pair(heads.q, heads.kv)}, "
+        f"{spec.name}: {attention.mask_label}, {attention.dtype}, heads {pair(heads.q, heads.kv)}, "
         f"head_dim {pair(dims.qk, dims.v)}, batch {work.batch}, seqlen {pair(work.seqlen_q, work.seqlen_kv)}"
     )
     yield f"{plan.kernel} on {arch.target}, {arch.title}"

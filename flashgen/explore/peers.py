@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashgen.plan.tiles import row_shift
 from flashgen.plan.workload import Workload
 from flashgen.runtime.reference import evaluate
-from flashgen.spec.bounds import KV, Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import KV, Q
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -82,7 +83,7 @@ class Case:
             "q": index[:, None] + self.shift,
             "kv": torch.arange(self.work.seqlen_kv, device=q.device)[None, :],
         }
-        keep = torch.as_tensor(evaluate(self.spec.attention.mask.condition, values), device=q.device)
+        keep = torch.as_tensor(evaluate(self.spec.attention.condition, values), device=q.device)
         weights = scores.masked_fill(~keep, -torch.inf).softmax(-1).nan_to_num(0.0)
         return index, weights @ v[0, :, 0].double()
 
@@ -116,7 +117,7 @@ def _flex(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call
     block_mask = None
     if case.work.bounds != RowBounds(None, None):
         shift = case.shift
-        keep = sympy.lambdify([Q, KV], case.spec.attention.mask.condition, modules="torch")
+        keep = sympy.lambdify([Q, KV], case.spec.attention.condition, modules="torch")
         block_mask = create_block_mask(
             lambda b, h, row, kv: keep(row + shift, kv),
             None, None, case.work.seqlen_q, case.work.seqlen_kv, device=q.device,

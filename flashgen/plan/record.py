@@ -109,7 +109,12 @@ def _mask_to_dict(mask: MaskPlan) -> dict[str, Any]:
     }
     if derived.ranges is not None:
         searches = [
-            {"result": s.result.name, "read": to_text(s.read), "value": to_text(s.value)}
+            {
+                "result": s.result.name,
+                "read": to_text(s.read),
+                "relation": s.relation,
+                "value": to_text(s.value),
+            }
             for s in derived.ranges.searches
         ]
         return data | {"searches": searches, "ranges": _bounds_to_dict(derived.ranges.bounds)}
@@ -121,7 +126,7 @@ class _Language:
     """Reads a plan's expressions back, with the names that it declares."""
 
     def __init__(self, tensors: tuple[TensorPlan, ...], parameters: tuple[ParameterPlan, ...]) -> None:
-        self.tensors = tensors
+        self.tensors = {tensor.name: tensor for tensor in tensors}
         self.parameters = {parameter.name: parameter.symbol for parameter in parameters}
 
     def score(self, text: str) -> sympy.Expr:
@@ -136,6 +141,7 @@ class _Language:
                 Search(
                     sympy.Symbol(search["result"], integer=True),
                     self._parse(search["read"], names, Kind.INTEGER),
+                    search["relation"],
                     self._parse(search["value"], names, Kind.INTEGER),
                 )
                 for search in data["searches"]
@@ -157,4 +163,4 @@ class _Language:
         return RowBounds(first, last)
 
     def _parse(self, text: str, names: Mapping[str, sympy.Expr], expect: Kind) -> sympy.Basic:
-        return parse_expression(text, names=names, expect=expect)
+        return parse_expression(text, names=names, tensors=self.tensors, expect=expect)

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import sympy
 
-from flashgen.spec.bounds import SEQLEN_KV, SEQLEN_Q, Q, RowBounds
+from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import SEQLEN_KV, SEQLEN_Q, Q
 
 Align = Literal["bottom_right", "top_left"]
 _Ints = npt.NDArray[np.int64]

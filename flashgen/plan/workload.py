@@ -9,7 +9,6 @@ from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
 from flashgen.plan.tiles import Align, TileCounts, count
 from flashgen.plan.tiling import Head
 from flashgen.spec.bounds import RowBounds
-from flashgen.spec.derivation import derive_mask
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -37,7 +36,7 @@ class Workload:
     @classmethod
     def of(cls, spec: AttentionSpec) -> Workload:
         """The workload that a spec names under `workload:`."""
-        attention, mask = spec.attention, spec.attention.mask
+        attention = spec.attention
         return cls(
             batch=spec.workload.batch,
             heads_q=attention.heads.q,
@@ -48,7 +47,11 @@ class Workload:
             head_dim_v=attention.head_dim.v,
             dtype=attention.dtype,
             align=attention.align,
-            mask=MaskPlan(mask.label, mask.condition, derive_mask(mask.condition)),
+            mask=MaskPlan(attention.mask_label, attention.condition, attention.derivation),
+            score=ScorePlan(attention.score_label, attention.score_expr),
+            tensors=attention.inputs,
+            parameters=attention.runtime,
+            sink=attention.sink,
         )
 
     @property

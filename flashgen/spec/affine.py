@@ -7,16 +7,20 @@ not a sum. The proofs are sound and incomplete: False means unproven.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import sympy
-from sympy import Expr, Max, Min, S
+from sympy import Expr, Max, Min, Piecewise, S
+from sympy.core.function import AppliedUndef
 
-from flashgen.errors import SpecError
 from flashgen.spec.functions import modulo
-from flashgen.spec.symbols import SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
 
-_LENGTHS = (SEQLEN_Q, SEQLEN_KV)  # never negative, which is all that is known of them
+_NEVER_NEGATIVE = (SEQLEN_Q, SEQLEN_KV, BATCH, HEAD, HEAD_KV)
+
+
+class TooManyCasesError(Exception):
+    """A proof's budget is spent."""
 
 
 class Budget:
@@ -26,16 +30,17 @@ class Budget:
         self._left = steps
 
     def spend(self) -> None:
-        """Raises SpecError once the budget is spent."""
+        """Raises TooManyCasesError once the budget is spent."""
         self._left -= 1
         if self._left < 0:
-            raise SpecError("the mask has too many combinations of min, max and 'or' to derive its intervals")
+            raise TooManyCasesError
 
 
 def linear(expr: Expr) -> dict[Expr, sympy.Rational]:
     """``{atom: coefficient}``, with the constant under atom 1, and a remainder written as a - b*floor(a/b).
 
-    Only the sum itself is opened, not what stands inside its atoms, so that the work stays linear.
+    Only the sum itself is opened, and products with it, not what stands inside its atoms, so that the work
+    stays linear.
     """
     terms: dict[Expr, sympy.Rational] = {}
     pending = [(S.One, expr)]
@@ -50,6 +55,11 @@ def linear(expr: Expr) -> dict[Expr, sympy.Rational]:
             pending.append((factor * coefficient, dividend))
             pending.append((factor * coefficient, -divisor * sympy.floor(dividend / divisor)))
             continue
+        if isinstance(atom, sympy.Mul) and any(isinstance(part, sympy.Add) for part in atom.args):
+            multiplied = sympy.expand_mul(atom, deep=False)
+            if isinstance(multiplied, sympy.Add):
+                pending.append((factor * coefficient, multiplied))
+                continue
         terms[atom] = terms.get(atom, S.Zero) + factor * coefficient
         if terms[atom] == 0:
             del terms[atom]
@@ -61,13 +71,30 @@ def total(terms: Mapping[Expr, sympy.Rational]) -> Expr:
     return sympy.Add(*[coefficient * atom for atom, coefficient in terms.items()])
 
 
+def is_whole(expr: Expr) -> bool:
+    """Whether it is an integer; sympy does not see that n*floor(q/n) is one."""
+    match expr:
+        case sympy.floor():
+            return True
+        case sympy.Add() | sympy.Mul() | Max() | Min() | sympy.Abs() | modulo():
+            return all(is_whole(arg) for arg in expr.args)
+        case Piecewise():
+            return all(is_whole(value) for value, _ in expr.args)
+    return expr.is_integer is True
+
+
+def floor(expr: Expr) -> Expr:
+    """Greatest integer that is no more."""
+    return expr if is_whole(expr) else sympy.floor(expr)
+
+
 def ceiling(expr: Expr) -> Expr:
     """Least integer that is no less, in terms of floor."""
     terms = linear(expr)
-    if not all(atom.is_integer for atom in terms):
+    if not all(map(is_whole, terms)):
         return -sympy.floor(-total(terms))
     denominator = _denominator(terms)
-    return sympy.floor(total(terms) + sympy.Rational(denominator - 1, denominator))
+    return floor(total(terms) + sympy.Rational(denominator - 1, denominator))
 
 
 def _denominator(terms: Mapping[Expr, sympy.Rational]) -> int:
@@ -81,51 +108,141 @@ def branches(atom: Expr) -> tuple[Expr, ...]:
     return tuple(atom.args) if isinstance(atom, Max | Min) else ()
 
 
-def nonnegative(expr: Expr, budget: Budget) -> bool:
-    """Is ``expr >= 0`` proven?"""
-    return _at_least(expr, S.Zero, budget)
+class Prover:
+    """What is known of the symbols, and what follows from it.
 
+    `least` holds the least values of runtime integers. `sorted_reads` are the names of tensors that are
+    nondecreasing along their last axis. Lengths and the numbers of batch and head are never negative.
+    """
 
-def positive(expr: Expr, budget: Budget) -> bool:
-    """Is ``expr > 0`` proven?"""
-    return _at_least(expr, sympy.Rational(1, _denominator(linear(expr))), budget)
+    def __init__(
+        self, least: Mapping[sympy.Symbol, int], sorted_reads: Iterable[str], budget: Budget
+    ) -> None:
+        self.budget = budget
+        self.sorted_reads = frozenset(sorted_reads)
+        self.slopes: dict[sympy.Symbol, int | None] = {}  # of symbols that stand for something else
+        self._least = {**dict.fromkeys(_NEVER_NEGATIVE, 0), **least}
+        self._shift = {symbol: symbol + value for symbol, value in self._least.items() if value}
 
+    def nonnegative(self, expr: Expr) -> bool:
+        """Is ``expr >= 0`` proven?"""
+        return self._at_least(expr, S.Zero)
 
-def _at_least(expr: Expr, least: sympy.Rational, budget: Budget) -> bool:
-    budget.spend()
-    terms = linear(expr)
-    for atom, coefficient in terms.items():
-        if choices := branches(atom):
+    def positive(self, expr: Expr) -> bool:
+        """Is ``expr > 0`` proven?"""
+        terms = linear(expr)
+        if not all(map(is_whole, terms)):
+            return False
+        return self._at_least(expr, sympy.Rational(1, _denominator(terms)))
+
+    def sign(self, factor: Expr) -> int | None:
+        """1 or -1 where a product of constants and powers of known symbols is never 0; None: unknown."""
+        sign = 1
+        for part in sympy.Mul.make_args(factor):
+            base, exponent = part.as_base_exp()
+            if part.is_Rational and part != 0:
+                sign *= 1 if part > 0 else -1
+            elif not (exponent.is_Integer and self._least.get(base, 0) >= 1):
+                return None
+        return sign
+
+    def _at_least(self, expr: Expr, least: sympy.Rational) -> bool:
+        self.budget.spend()
+        terms = linear(expr)
+        for atom, coefficient in terms.items():
+            factor, core = self._core(atom)
+            if core is None:
+                continue
             rest = total({other: c for other, c in terms.items() if other != atom})
-            proofs = (_at_least(rest + coefficient * choice, least, budget) for choice in choices)
-            return all(proofs) if isinstance(atom, Min) == (coefficient > 0) else any(proofs)
-        if isinstance(atom, sympy.floor):
-            # x - (D - 1)/D <= floor(x) <= x where D*x is an integer; otherwise only x - 1 <= floor(x)
-            inner = linear(atom.args[0])
-            grain = sympy.Rational(1, _denominator(inner)) if all(a.is_integer for a in inner) else S.Zero
-            slack = 1 - grain if coefficient > 0 else S.Zero
-            rest = total({other: c for other, c in terms.items() if other != atom})
-            return _at_least(rest + coefficient * (total(inner) - slack), least, budget)
-    constant = terms.pop(S.One, S.Zero)
-    return bool(constant >= least) and all(atom in _LENGTHS and c > 0 for atom, c in terms.items())
+            factor *= coefficient
+            if isinstance(core, sympy.floor):
+                # (N - D + 1)/D <= floor(N/D) <= N/D for integers; otherwise only x - 1 <= floor(x)
+                above, below = sympy.fraction(sympy.together(core.args[0]))
+                whole = is_whole(above) and is_whole(below) and self.sign(below) == 1
+                slack = S.Zero if coefficient < 0 else 1 - 1 / below if whole else S.One
+                return self._at_least(rest + factor * (core.args[0] - slack), least)
+            if isinstance(core, Piecewise):
+                return all(self._at_least(rest + factor * value, least) for value, _ in core.args)
+            proofs = (self._at_least(rest + factor * choice, least) for choice in branches(core))
+            return all(proofs) if isinstance(core, Min) == (coefficient > 0) else any(proofs)
+        if self._shift:
+            terms = linear(total(terms).xreplace(self._shift))
+        constant = terms.pop(S.One, S.Zero)
+        return bool(constant >= least) and all(c > 0 and self._never_negative(a) for a, c in terms.items())
 
+    def _core(self, atom: Expr) -> tuple[Expr, Expr | None]:
+        """A product as a factor that is never negative and what has to be looked into; None where nothing."""
+        cores = [
+            p for p in sympy.Mul.make_args(atom) if branches(p) or isinstance(p, sympy.floor | Piecewise)
+        ]
+        if len(cores) != 1:
+            return S.One, None
+        factor = atom / cores[0]
+        return (factor, cores[0]) if self.sign(factor) == 1 else (S.One, None)
 
-def nondecreasing_in_q(expr: Expr) -> bool:
-    """Is it proven that the expression never falls as q grows?"""
-    return _slope(expr) in (0, 1)
+    def _never_negative(self, atom: Expr) -> bool:
+        """Of a product, after the known symbols were replaced by what they exceed their least value by."""
+        for part in sympy.Mul.make_args(atom):
+            base, exponent = part.as_base_exp()
+            if not exponent.is_Integer:
+                return False
+            known = all(c > 0 and (a == 1 or a in self._least) for a, c in linear(base).items())
+            if not known or (exponent < 0 and linear(base).get(S.One, S.Zero) <= 0):
+                return False
+        return True
 
+    # -- growth with q
 
-def _slope(expr: Expr) -> int | None:
-    """1 where the expression never falls as q grows, -1 where it never rises, 0 without q, None: unknown."""
-    if not expr.has(Q):
-        return 0
-    if expr == Q:
-        return 1
-    if isinstance(expr, Max | Min | sympy.floor):
-        slopes = {_slope(arg) for arg in expr.args} - {0}
-    else:
+    def depends_on_q(self, expr: sympy.Basic) -> bool:
+        """Whether it can differ from row to row."""
+        return bool(expr.has(Q, *self.slopes))
+
+    def nondecreasing_in_q(self, expr: Expr) -> bool:
+        """Is it proven that the expression never falls as q grows?"""
+        return self.slope(expr) in (0, 1)
+
+    def slope(self, expr: Expr) -> int | None:
+        """1: it never falls as q grows; -1: it never rises; 0: q is not in it; None: unknown."""
+        if not self.depends_on_q(expr):
+            return 0
+        if expr == Q or expr in self.slopes:
+            return 1 if expr == Q else self.slopes[expr]
+        match expr:
+            case Max() | Min() | sympy.floor():
+                return _common(self.slope(arg) for arg in expr.args)
+            case Piecewise():
+                if any(self.depends_on_q(test) for _, test in expr.args):
+                    return None
+                return _common(self.slope(value) for value, _ in expr.args)
+            case AppliedUndef():
+                *others, last = expr.args
+                if expr.func.__name__ in self.sorted_reads and not any(map(self.depends_on_q, others)):
+                    return self.slope(last)
+                return None
         terms = linear(expr)
         if expr in terms:  # an atom of another kind: a product, a power, a function
-            return None
-        slopes = {None if (s := _slope(a)) is None else (s if c > 0 else -s) for a, c in terms.items()} - {0}
-    return slopes.pop() if len(slopes) == 1 else None
+            moving = [part for part in sympy.Mul.make_args(expr) if self.depends_on_q(part)]
+            sign = self.sign(expr / moving[0]) if len(moving) == 1 else None
+            inner = self.slope(moving[0]) if sign is not None and moving[0] != expr else None
+            return None if inner is None or sign is None else sign * inner
+        return _common(
+            None if (s := self.slope(atom)) is None else (s if c > 0 else -s) for atom, c in terms.items()
+        )
+
+
+def _common(slopes: Iterable[int | None]) -> int | None:
+    moving = set(slopes) - {0}
+    return moving.pop() if len(moving) == 1 else None if moving else 0
+
+
+__all__ = [
+    "Budget",
+    "Prover",
+    "TooManyCasesError",
+    "branches",
+    "ceiling",
+    "floor",
+    "is_whole",
+    "linear",
+    "total",
+]

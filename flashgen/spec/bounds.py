@@ -1,244 +1,306 @@
-"""From a mask's condition to the interval of keys that each row keeps.
+"""Intervals of keys, and the comparisons that they come from, solved for `kv` over the integers, exactly.
 
-A mask is a condition on two positions, `q` and `kv`. Where the keys that it keeps form one interval per row,
-and the ends of that interval never move back as `q` grows, the whole mask is two expressions in `q`: which
-tiles to visit, which need masking, the CUDA and the I/O counts need no more than those. `derive_bounds` finds
-them by solving the condition's inequalities for `kv`, over the integers, exactly.
+A condition becomes a tree of and/or over half-lines of keys (``kv >= e``, ``kv <= e``), guards (comparisons
+without kv, which switch whole rows) and comparisons that nothing is derived from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import sympy
-from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Max, Min, Ne, Not, Or, S
-from sympy.logic.boolalg import Boolean
+from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Max, Min, Ne, Not, Or, Piecewise, S
+from sympy.core.function import AppliedUndef
+from sympy.functions.elementary.piecewise import ExprCondPair
+from sympy.logic.boolalg import Boolean, BooleanAtom
 
-from flashgen.errors import SpecError
-from flashgen.spec.affine import (
-    Budget,
-    branches,
-    ceiling,
-    linear,
-    nondecreasing_in_q,
-    nonnegative,
-    positive,
-    total,
-)
+from flashgen.spec.affine import Prover, branches, ceiling, floor, is_whole, linear, total
+from flashgen.spec.evaluation import evaluate
 from flashgen.spec.functions import modulo
-from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.symbols import KV, SEQLEN_KV
 
 
 @dataclass(frozen=True)
 class RowBounds:
     """The keys that the row at position `q` keeps: those with ``first <= kv <= last``.
 
-    Both ends are integer-valued expressions in `Q`, `SEQLEN_Q` and `SEQLEN_KV`, nondecreasing in `Q`; None is
-    no bound on that side.
+    Both ends are integer expressions without `KV`, nondecreasing in `Q`; None is no bound on that side.
     """
 
     first: Expr | None
     last: Expr | None
 
-    def evaluate(self, q: int, seqlen_q: int, seqlen_kv: int) -> tuple[int, int]:
+    def evaluate(
+        self, q: int, seqlen_q: int, seqlen_kv: int, values: Mapping[str, Any] | None = None
+    ) -> tuple[int, int]:
         """The interval at one row, cut to the keys that exist; the row is empty where ``last < first``.
+
+        `values` are by name those of what else the ends hold: ``batch``, ``head``, ``head_kv``, runtime
+        parameters; for a tensor, a function from its subscripts to the element.
 
         `first` is clamped to [0, seqlen_kv] and `last` to [-1, seqlen_kv - 1]: one further than the keys on
         the far side, so that clamping can neither fill an empty row nor empty a filled one.
         """
-        values = {Q: q, SEQLEN_Q: seqlen_q, SEQLEN_KV: seqlen_kv}
-        first = 0 if self.first is None else math.floor(_evaluator(self.first)(values))
-        last = seqlen_kv - 1 if self.last is None else math.floor(_evaluator(self.last)(values))
+        known = {"q": q, "seqlen_q": seqlen_q, "seqlen_kv": seqlen_kv, **(values or {})}
+        first = 0 if self.first is None else int(evaluate(self.first, known))
+        last = seqlen_kv - 1 if self.last is None else int(evaluate(self.last, known))
         return min(max(first, 0), seqlen_kv), max(min(last, seqlen_kv - 1), -1)
 
 
-_ALL = RowBounds(None, None)
-_NONE = RowBounds(None, S.NegativeOne)
+@dataclass(frozen=True)
+class Search:
+    """The least kv at which a sorted tensor is ``>= value`` or ``> value``; seqlen_kv where there is none.
 
-
-def derive_bounds(condition: Boolean) -> RowBounds:
-    """Solve a mask's condition for `kv`.
-
-    Understands and/or/not over comparisons that are affine in `kv` and `q` (rational coefficients), with min,
-    max, abs, ``//`` and ``%`` by constants. An `or` is taken where its sides provably join into one interval.
-
-    Raises:
-        SpecError: the kept keys are not one interval per row, an end of it moves back as `q` grows, or the
-            condition leaves what is understood here.
+    `read` is the element at `KV`, as in the condition: ``doc(BATCH, KV)``. `value` is an integer expression
+    that never falls as q grows. `result` is the symbol that stands for the key found.
     """
-    bounds = _Solver().interval(sympy.to_nnf(condition, simplify=False))
-    for end, expr in (("first", bounds.first), ("last", bounds.last)):
-        if expr is not None and not nondecreasing_in_q(expr):
-            raise SpecError(
-                f"the {end} key that the mask keeps, {expr}, is not known to be nondecreasing in q",
-                hint="tiles are skipped by intervals of keys whose ends only move forward from row to row",
-            )
-    return bounds
+
+    result: sympy.Symbol
+    read: Expr
+    relation: Literal[">=", ">"]
+    value: Expr
 
 
-class _Solver:
-    def __init__(self) -> None:
-        self.budget = Budget(500)
+@dataclass(frozen=True)
+class Guard:
+    """A comparison without kv: it keeps all keys of a row or none.
 
-    def interval(self, condition: Boolean) -> RowBounds:
+    `slope` is 0 where it is the same for all rows, 1 where it can only cease to hold as q grows, -1 where it
+    can only begin to.
+    """
+
+    condition: Boolean
+    slope: int
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """Kept where every part keeps."""
+
+    parts: tuple[Tree, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Kept where some part keeps."""
+
+    parts: tuple[Tree, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A comparison that nothing is derived from."""
+
+
+Tree = AllOf | AnyOf | RowBounds | Guard | Opaque
+EVERYTHING, NOTHING = AllOf(), AnyOf()
+
+
+class ConditionReader:
+    """Reads a condition as a tree over half-lines of keys.
+
+    Understands comparisons that are affine in `kv`, with coefficients that are rational or products of
+    runtime integers known to be positive, with min, max, abs, where, ``//`` and ``%``; and comparisons of a
+    sorted tensor's element at `kv` with anything free of kv, which become `searches`.
+    """
+
+    def __init__(self, prover: Prover) -> None:
+        self.prover = prover
+        self.searches: dict[tuple[Expr, str, Expr], Search] = {}
+
+    def read(self, condition: Boolean) -> Tree:
+        """Of a condition in negation normal form."""
         if condition == sympy.true:
-            return _ALL
+            return EVERYTHING
         if condition == sympy.false:
-            return _NONE
+            return NOTHING
         match condition:
             case And():
-                return self.intersection([self.interval(part) for part in condition.args])
+                return AllOf(tuple(self.read(part) for part in condition.args))
             case Or():
-                return self.union([self.interval(part) for part in condition.args], condition)
+                return AnyOf(tuple(self.read(part) for part in condition.args))
             case sympy.ITE(args=(test, then, otherwise)):
-                choice = Or(And(test, then), And(Not(test), otherwise))
-                return self.interval(sympy.to_nnf(choice, simplify=False))
-            case Eq(lhs=a, rhs=b):
-                return self.intersection([self.at_most_zero(a - b), self.at_most_zero(b - a)])
-            case Le(lhs=a, rhs=b) | Ge(lhs=b, rhs=a):
+                return self._chosen(((then, test), (otherwise, S.true)))
+            case Le() | Lt() | Ge() | Gt() | Eq() | Ne():
+                return self._comparison(condition)
+        return Opaque()
+
+    def _chosen(self, cases: Sequence[tuple[Boolean, Boolean]]) -> Tree:
+        """The condition of the first case whose test holds."""
+        parts: list[Tree] = []
+        before: list[Boolean] = []
+        for kept, test in cases:
+            parts.append(self.read(sympy.to_nnf(And(*before, test, kept), simplify=False)))
+            before.append(Not(test))
+        return AnyOf(tuple(parts))
+
+    def _comparison(self, comparison: sympy.Rel) -> Tree:
+        self.prover.budget.spend()
+        if choice := self._choice_of_rows(comparison):
+            cases = [(comparison.xreplace({choice: value}), test) for value, test in choice.args]
+            return self._chosen(cases)
+        a, b = comparison.args
+        if (
+            not comparison.has(KV)
+            and not self.prover.depends_on_q(comparison)
+            and isinstance(comparison, Eq | Ne)
+        ):
+            return Guard(comparison, 0) if is_integral(comparison) else Opaque()
+        match comparison:
+            case Le():
                 return self.at_most_zero(a - b)
-            case Lt(lhs=a, rhs=b) | Gt(lhs=b, rhs=a):
+            case Lt():
                 return self.at_most_zero(a - b, strict=True)
-            case Ne():
-                raise SpecError(f"'{condition}' leaves a hole: the kept keys are not one interval per row")
-        raise SpecError(f"no interval of keys can be derived from '{condition}'")
+            case Ge():
+                return self.at_most_zero(b - a)
+            case Gt():
+                return self.at_most_zero(b - a, strict=True)
+            case Eq():
+                return AllOf((self.at_most_zero(a - b), self.at_most_zero(b - a)))
+        return AnyOf((self.at_most_zero(a - b, strict=True), self.at_most_zero(b - a, strict=True)))
 
-    def intersection(self, parts: list[RowBounds]) -> RowBounds:
-        firsts = [part.first for part in parts if part.first is not None]
-        lasts = [part.last for part in parts if part.last is not None]
-        return self.tidy(Max(*firsts) if firsts else None, Min(*lasts) if lasts else None)
+    def _choice_of_rows(self, comparison: sympy.Rel) -> Piecewise | None:
+        """A `where` that has to be taken apart: one with kv in it, or with a test that rows differ in."""
+        for choice in sympy.ordered(comparison.atoms(Piecewise)):
+            if choice.has(KV) or any(self.prover.depends_on_q(test) for _, test in choice.args):
+                return choice
+        return None
 
-    def union(self, parts: list[RowBounds], condition: Boolean) -> RowBounds:
-        """Joins intervals that leave no gap: either begins at most one key past the other's end.
-
-        The hull of two such intervals is their union even where one of them, or both, are empty.
-        """
-        pending = list(parts)
-        while len(pending) > 1:
-            pair = next(
-                (
-                    (i, j)
-                    for i, a in enumerate(pending)
-                    for j, b in enumerate(pending[:i])
-                    if self.begins_within(a, b) and self.begins_within(b, a)
-                ),
-                None,
-            )
-            if pair is None:
-                raise SpecError(f"the keys kept by '{condition}' are not provably one interval per row")
-            a, b = (pending.pop(i) for i in pair)
-            pending.append(
-                self.tidy(
-                    None if a.first is None or b.first is None else Min(a.first, b.first),
-                    None if a.last is None or b.last is None else Max(a.last, b.last),
-                )
-            )
-        return pending[0]
-
-    def begins_within(self, a: RowBounds, b: RowBounds) -> bool:
-        """Does `a` begin at most one key past the end of `b`, for every q and all lengths?"""
-        return a.first is None or b.last is None or nonnegative(b.last + 1 - a.first, self.budget)
-
-    def tidy(self, first: Expr | None, last: Expr | None) -> RowBounds:
-        """Leaves out what no key can notice: a first below 0, a last past the end."""
-        if first is not None:
-            kept = [
-                part for part in Max.make_args(first) if part.has(Q) or not nonnegative(-part, self.budget)
-            ]
-            first = Max(*kept) if kept else None
-        if last is not None:
-            kept = [
-                part
-                for part in Min.make_args(last)
-                if not part.has(SEQLEN_KV) or not nonnegative(part - SEQLEN_KV + 1, self.budget)
-            ]
-            last = Min(*kept) if kept else None
-        return RowBounds(first, last)
-
-    def at_most_zero(self, expr: Expr, *, strict: bool = False) -> RowBounds:
+    def at_most_zero(self, expr: Expr, *, strict: bool = False) -> Tree:
         """The keys for which ``expr <= 0`` (``< 0`` when strict)."""
-        self.budget.spend()
+        self.prover.budget.spend()
         terms = linear(expr)
         with_kv = [atom for atom in terms if atom.has(KV)]
         if not with_kv:
-            return self.without_kv(total(terms), strict=strict)
+            return self._without_kv(total(terms), strict=strict)
         for atom in with_kv:
-            if choices := branches(atom):
-                coefficient = terms.pop(atom)
-                rest = total(terms)
-                parts = [self.at_most_zero(coefficient * choice + rest, strict=strict) for choice in choices]
-                if isinstance(atom, Min) == (coefficient > 0):
-                    return self.union(parts, Lt(expr, 0) if strict else Le(expr, 0))
-                return self.intersection(parts)
-        unknown = with_kv[0]
-        if len(with_kv) > 1 or not (unknown == KV or isinstance(unknown, sympy.floor)):
-            raise SpecError(f"'{expr}' is not affine in kv: no interval of keys can be derived from it")
-        coefficient = terms.pop(unknown)
-        limit = total(terms) / -coefficient
-        # The unknown is an integer: "<= limit" is "<= floor(limit)", "< limit" is "<= ceiling(limit) - 1".
-        if coefficient > 0:
-            most = ceiling(limit) - 1 if strict else sympy.floor(limit)
-            if unknown == KV:
-                return self.tidy(None, most)
-            return self.at_most_zero(unknown.args[0] - (most + 1), strict=True)  # floor(x) <= n: x < n + 1
-        least = sympy.floor(limit) + 1 if strict else ceiling(limit)
-        if unknown == KV:
-            return self.tidy(least, None)
-        return self.at_most_zero(least - unknown.args[0])  # floor(x) >= n: x >= n
+            factor, core = _split(atom)
+            if choices := branches(core):
+                coefficient = terms.pop(atom) * factor
+                sign, rest = self.prover.sign(coefficient), total(terms)
+                if sign is None:
+                    return Opaque()
+                parts = tuple(
+                    self.at_most_zero(coefficient * choice + rest, strict=strict) for choice in choices
+                )
+                return AnyOf(parts) if isinstance(core, Min) == (sign > 0) else AllOf(parts)
+        factor, core = _split(with_kv[0])
+        coefficient = terms.pop(with_kv[0]) * factor
+        sign = self.prover.sign(coefficient)
+        if len(with_kv) > 1 or sign is None or not is_whole(core):
+            return Opaque()
+        return self._beyond(core, linear_expand(total(terms) / -coefficient), sign, strict=strict)
 
-    def without_kv(self, value: Expr, *, strict: bool) -> RowBounds:
-        sure = positive if strict else nonnegative
-        if sure(-value, self.budget):
-            return _ALL
-        unsure = nonnegative if strict else positive
-        if unsure(value, self.budget):
-            return _NONE
-        condition = f"{value} {'<' if strict else '<='} 0"
-        raise SpecError(
-            f"'{condition}' does not involve kv: it would switch whole rows on and off",
-            hint="compare kv with something in every part of the mask",
-        )
+    def _beyond(self, core: Expr, limit: Expr, sign: int, *, strict: bool) -> Tree:
+        """``core <= limit`` for a sign of 1, ``core >= limit`` for -1; without equality where strict."""
+        # The core is an integer: "<= limit" is "<= floor(limit)", "< limit" is "<= ceiling(limit) - 1".
+        if sign > 0:
+            integer = ceiling(limit) - 1 if strict else floor(limit)
+        else:
+            integer = floor(limit) + 1 if strict else ceiling(limit)
+        if not is_integral(integer):
+            return Opaque()
+        if isinstance(core, sympy.floor):
+            if sign > 0:
+                return self.at_most_zero(
+                    core.args[0] - (integer + 1), strict=True
+                )  # floor(x) <= n: x < n + 1
+            return self.at_most_zero(integer - core.args[0])  # floor(x) >= n: x >= n
+        if core == KV:
+            return self._half_line(integer, sign)
+        if isinstance(core, AppliedUndef) and core.func.__name__ in self.prover.sorted_reads:
+            if core.args[-1] != KV or any(arg.has(KV) for arg in core.args[:-1]):
+                return Opaque()
+            if sign > 0:
+                return self._half_line(self._search(core, ">", integer) - 1, sign)
+            return self._half_line(self._search(core, ">=", integer), sign)
+        return Opaque()
+
+    def _half_line(self, end: Expr, sign: int) -> Tree:
+        """What no key can notice is left out: a first below 0, a last past the end."""
+        prove = self.prover
+        if sign > 0:
+            if prove.nonnegative(end - SEQLEN_KV + 1):
+                return EVERYTHING
+            return NOTHING if prove.positive(-end) else RowBounds(None, end)
+        if prove.nonnegative(-end):
+            return EVERYTHING
+        return NOTHING if prove.nonnegative(end - SEQLEN_KV) else RowBounds(end, None)
+
+    def _search(self, read: Expr, relation: Literal[">=", ">"], value: Expr) -> sympy.Symbol:
+        key = (read, relation, value)
+        if key not in self.searches:
+            result = sympy.Symbol(f"key_found{len(self.searches)}", integer=True)
+            self.prover.slopes[result] = self.prover.slope(value)
+            self.searches[key] = Search(result, read, relation, value)
+        return self.searches[key].result
+
+    def _without_kv(self, value: Expr, *, strict: bool) -> Tree:
+        prove = self.prover
+        if (prove.positive if strict else prove.nonnegative)(-value):
+            return EVERYTHING
+        if (prove.nonnegative if strict else prove.positive)(value):
+            return NOTHING
+        slope = prove.slope(value)
+        if slope is None or not is_integral(value):
+            return Opaque()
+        return Guard(_canonical(linear(value), strict=strict), slope)
 
 
-# -- evaluation on Python's integers -----------------------------------------------------------------------
-
-_Values = Mapping[Expr, int]
-_Number = int | Fraction
-
-
-@lru_cache(maxsize=1024)
-def _evaluator(expr: Expr) -> Callable[[_Values], _Number]:
-    """Nested closures: a thousand times faster than `subs`, and exact, unlike floats."""
-    if isinstance(expr, sympy.Integer):
-        integer = int(expr)
-        return lambda values: integer
-    if isinstance(expr, sympy.Rational):
-        fraction = Fraction(int(expr.p), int(expr.q))
-        return lambda values: fraction
-    if isinstance(expr, sympy.Symbol):
-        return lambda values: values[expr]
-    parts: list[Callable[[_Values], Any]] = [_evaluator(arg) for arg in expr.args]
-    match expr:
-        case sympy.floor():
-            return lambda values: math.floor(parts[0](values))
-        case modulo() | sympy.Mod():
-            return lambda values: parts[0](values) % parts[1](values)
-        case sympy.Abs():
-            return lambda values: abs(parts[0](values))
-        case sympy.Add():
-            return lambda values: sum(part(values) for part in parts)
-        case sympy.Mul():
-            return lambda values: math.prod(part(values) for part in parts)
-        case Max():
-            return lambda values: max(part(values) for part in parts)
-        case Min():
-            return lambda values: min(part(values) for part in parts)
-    raise SpecError(f"cannot evaluate '{expr}' as a bound on kv")
+def _split(atom: Expr) -> tuple[Expr, Expr]:
+    """A product as a factor without kv and the one part that has it; the whole where several have."""
+    inside = [part for part in sympy.Mul.make_args(atom) if part.has(KV)]
+    return (atom / inside[0], inside[0]) if len(inside) == 1 else (S.One, atom)
 
 
-__all__ = ["KV", "SEQLEN_KV", "SEQLEN_Q", "Q", "RowBounds", "derive_bounds"]
+def _canonical(terms: dict[Expr, sympy.Rational], *, strict: bool) -> Boolean:
+    """The comparison of a sum with 0 over the integers, as ``a <= n`` or as ``a > n``.
+
+    In this form a condition and its opposite are each other's negation.
+    """
+    scale = math.lcm(*[int(c.q) for c in terms.values()])
+    limit = -scale * terms.pop(S.One, S.Zero) - (1 if strict else 0)
+    first = next(iter(sympy.ordered(terms)))
+    side = total({atom: scale * c for atom, c in terms.items()})
+    return Le(side, limit) if terms[first] > 0 else Gt(-side, -limit - 1)
+
+
+def linear_expand(expr: Expr) -> Expr:
+    """Sums multiplied out, remainders written with floor."""
+    return total(linear(expr))
+
+
+def is_integral(expr: sympy.Basic) -> bool:
+    """Whether it is made of integers only, with no real function or real symbol anywhere in it."""
+    allowed = (
+        sympy.Add, sympy.Mul, sympy.Rational, sympy.floor, Max, Min, sympy.Abs, Piecewise, ExprCondPair,
+        modulo, sympy.Rel, And, Or, Not, BooleanAtom,
+    )  # fmt: skip
+    for part in sympy.preorder_traversal(expr):
+        if isinstance(part, sympy.Symbol | AppliedUndef):
+            known = part.is_integer is True
+        elif isinstance(part, sympy.Pow):
+            known = part.exp.is_Integer
+        else:
+            known = isinstance(part, allowed)
+        if not known:
+            return False
+    return True
+
+
+__all__ = [
+    "EVERYTHING",
+    "NOTHING",
+    "AllOf",
+    "AnyOf",
+    "ConditionReader",
+    "Guard",
+    "Opaque",
+    "RowBounds",
+    "Search",
+    "Tree",
+    "is_integral",
+]
