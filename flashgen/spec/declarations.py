@@ -78,12 +78,6 @@ class Formula(Record):
 
         return mask_label(self.condition, ())
 
-    @property
-    def bounds(self) -> Any:
-        from flashgen.spec.bounds import derive_bounds
-
-        return derive_bounds(self.condition)
-
 
 class Parameter(Record):
     """A number that mask or score names: a constant, or one that is passed at call time.

@@ -30,7 +30,7 @@ class EntryParameter:
 class Entry:
     """A named mask (a condition) or score (a number).
 
-    `tensors` are what the formula reads: the caller gives them. A spec that declares a tensor of the same name
+    `tensors` are what the formula reads, given by the caller. A spec that declares a tensor of the same name
     replaces its axes and dtype. `sink`: the softmax gets a learnable logit per head.
     """
 

@@ -48,7 +48,7 @@ def _label(kind: Literal["mask", "score"], expr: sympy.Basic, call: Call | None,
 
 
 def _found(expr: sympy.Basic, kind: Literal["mask", "score"], inputs: _Inputs) -> Call | None:
-    """The entry of at most one parameter that an expression equals, for a number or a symbol that it holds."""
+    """The entry of at most one parameter that an expression equals, the parameter being a part of it."""
     wanted = _ordered(expr)
     candidates = _numbers(expr) | (expr.free_symbols - set(SCORE_VARIABLES.values()))
     for entry in GALLERY.values():
@@ -68,7 +68,7 @@ def _found(expr: sympy.Basic, kind: Literal["mask", "score"], inputs: _Inputs) -
 
 
 def _numbers(expr: sympy.Basic) -> set[sympy.Basic]:
-    """The numbers that may have been a parameter: those in the expression, their reciprocals and negatives."""
+    """What may have been a parameter: the expression's numbers, their reciprocals and negatives."""
     found: set[sympy.Basic] = set(expr.atoms(sympy.Rational))
     found |= {1 / number for number in found if number}
     return {abs(number) for number in found}

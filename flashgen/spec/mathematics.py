@@ -58,9 +58,9 @@ class Context:
 class Mathematics:
     """``O = softmax(score, where condition) V``, in the symbols of `flashgen.spec.symbols`.
 
-    Constants are filled in. `inputs` and `runtime` are those that the expressions read, in the order of their
-    names. `sink`: a gallery entry asks for one. `mask_call`, `score_call`: the gallery entry and its arguments
-    where the text is nothing else.
+    Constants are filled in. `inputs` and `runtime` are those that the expressions read, by name. `sink`: an
+    entry of the gallery asks for one. `mask_call`, `score_call`: the entry and its arguments where a text is
+    nothing else.
     """
 
     condition: Boolean

@@ -16,7 +16,7 @@ from flashgen.spec.inputs import TensorInput
 def sample_tensor(
     tensor: TensorInput, *, batch: int, heads_q: int, heads_kv: int, seqlen_q: int, seqlen_kv: int
 ) -> np.ndarray[Any, Any] | None:
-    """What a tensor of the gallery might hold, in its axes' order; None where the gallery has none of its name.
+    """What a tensor of the gallery might hold; None where the gallery has none of its name.
 
     The array is int64 for integers and float64 for numbers: what the tensor's own dtype makes of it is for
     the caller to say.
@@ -33,7 +33,9 @@ def sample_tensor(
         "q - kv": seqlen_q + seqlen_kv - 1,
     }
     shape = tuple(axis if isinstance(axis, int) else lengths[axis] for axis in tensor.index)
-    values: dict[str, Any] = dict.fromkeys(("batch", "head", "head_kv", "q", "kv", "distance", "i"), 0) | sizes
+    values: dict[str, Any] = (
+        dict.fromkeys(("batch", "head", "head_kv", "q", "kv", "distance", "i"), 0) | sizes
+    )
     for place, (axis, length) in enumerate(zip(tensor.index, shape, strict=True)):
         name = "i" if isinstance(axis, int) else "distance" if axis == "q - kv" else axis
         values[name] = np.arange(length).reshape([-1 if other == place else 1 for other in range(len(shape))])

@@ -85,8 +85,8 @@ def dump_spec(spec: AttentionSpec) -> str:
                 "head_dim": _short(attention.head_dim.qk, attention.head_dim.v, ("qk", "v")),
                 "dtype": attention.dtype,
                 "scale": attention.scale,
-                "align": attention.align,
                 **_formulas(attention),
+                "align": attention.align,
             },
             "passes": list(spec.passes),
             "workload": {

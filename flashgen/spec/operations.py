@@ -1,0 +1,278 @@
+"""One node of an expression's tree -> a typed value: constants, operators, functions.
+
+What names, subscripts and entries of the gallery stand for is said by the subclass in
+`flashgen.spec.expression`.
+"""
+
+from __future__ import annotations
+
+import ast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import sympy
+from sympy import S
+
+from flashgen.spec.inputs import TensorInput
+from flashgen.spec.suggest import did_you_mean
+from flashgen.spec.syntax import MAX_DEPTH
+from flashgen.spec.values import (
+    COMPARISONS,
+    FUNCTIONS,
+    MAX_EXPONENT,
+    MAX_INTEGER,
+    MAX_REAL,
+    NUMERIC_FUNCTIONS,
+    OPERATORS,
+    Kind,
+    Unfit,
+    Value,
+    computed,
+)
+
+MAX_CHOICES = 16  # arguments of min, max, abs and where in all: their combinations multiply
+
+
+@dataclass
+class Reading:
+    """What was read: the mathematics, and what it takes.
+
+    `tensors` are those that entries of the gallery brought along, `integers` the symbols that stood where
+    only an integer may, `sink` whether an entry asks for one, `call` the entry and its arguments where the
+    text is nothing else. The counts are held to the language's limits.
+    """
+
+    expr: sympy.Basic = S.Zero
+    tensors: dict[str, TensorInput] = field(default_factory=dict)
+    integers: set[sympy.Symbol] = field(default_factory=set)
+    sink: bool = False
+    call: tuple[str, tuple[sympy.Expr, ...]] | None = None
+    nodes: int = 0
+    comparisons: int = 0
+    choices: int = 0
+
+
+_INSTEAD: Mapping[type[ast.AST], str] = {
+    ast.BitAnd: "write 'and'",
+    ast.BitOr: "write 'or'",
+    ast.Invert: "write 'not'",
+    ast.BitXor: "write '**' for a power",
+    ast.IfExp: "write where(condition, a, b)",
+}
+
+
+class Operations(ABC):
+    """Reads a tree, and adds what it takes to `reading`."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    @abstractmethod
+    def fail_at(self, node: ast.expr, message: str, hint: str | None = None) -> NoReturn:
+        """Raises SpecError at a node's place."""
+
+    @abstractmethod
+    def name(self, node: ast.expr, name: str) -> Value:
+        """What a name stands for."""
+
+    @abstractmethod
+    def subscript(self, node: ast.expr, name: str, subscript: ast.expr, depth: int) -> Value:
+        """An element of a tensor: ``bias[head, q, kv]``."""
+
+    @abstractmethod
+    def entry(self, node: ast.expr, name: str, arguments: Sequence[ast.expr], depth: int) -> Value:
+        """A call of something that is no function of the language: ``window(4096)``."""
+
+    # -- one node ------------------------------------------------------------------------------------------
+
+    def visit(self, node: ast.expr, depth: int) -> Value:
+        if depth > MAX_DEPTH:
+            self.fail_at(node, f"the expression is nested deeper than {MAX_DEPTH} levels")
+        match node:
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                value = self.constant(node, number)
+            case ast.Name(id=name):
+                value = self.name(node, name)
+            case ast.Subscript(value=ast.Name(id=name), slice=subscript):
+                value = self.subscript(node, name, subscript, depth)
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+                value = self.numeric(operand, depth)
+                if isinstance(op, ast.USub):
+                    negated = None if value.number is None else -value.number
+                    value = Value(-value.expr, value.kind, negated)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                value = Value(sympy.Not(self.condition(operand, depth).expr), Kind.BOOLEAN)
+            case ast.BoolOp(op=op, values=operands):
+                join = sympy.And if isinstance(op, ast.And) else sympy.Or
+                value = Value(join(*[self.condition(o, depth).expr for o in operands]), Kind.BOOLEAN)
+            case ast.Compare():
+                value = self.comparison(node, depth)
+            case ast.BinOp(op=op) if type(op) in OPERATORS:
+                value = self.arithmetic(node, depth)
+            case ast.Call():
+                value = self.call(node, depth)
+            case _:
+                self.refuse(node)
+        return self.checked(node, value)
+
+    def refuse(self, node: ast.expr) -> NoReturn:
+        op = getattr(node, "op", node)
+        what = {
+            ast.Attribute: "attribute access",
+            ast.Subscript: "a subscript of anything but a tensor",
+            ast.IfExp: "'if ... else'",
+            ast.GeneratorExp: "a comprehension",
+            ast.ListComp: "a comprehension",
+            ast.Tuple: "a list",
+            ast.List: "a list",
+        }.get(type(node), "this")
+        if isinstance(node, ast.BinOp | ast.UnaryOp):
+            what = "this operator"
+        self.fail_at(node, f"{what} is not part of the expression language", _INSTEAD.get(type(op)))
+
+    def checked(self, node: ast.expr, value: Value) -> Value:
+        limit = MAX_INTEGER if value.kind is Kind.INTEGER else MAX_REAL
+        if value.number is not None and not abs(value.number) <= limit:
+            self.fail_at(node, f"the value is too large: at most {limit:.3g} is understood")
+        if value.expr.has(S.NaN, S.ComplexInfinity, S.Infinity, S.NegativeInfinity, S.ImaginaryUnit):
+            self.fail_at(node, "the value is not a real number")
+        return value
+
+    def numeric(self, node: ast.expr, depth: int) -> Value:
+        return self.number(node, self.visit(node, depth + 1))
+
+    def number(self, node: ast.expr, value: Value) -> Value:
+        if value.kind is Kind.BOOLEAN:
+            self.fail_at(node, "expected a number, but this is a condition", "write where(condition, 1, 0)")
+        return value
+
+    def condition(self, node: ast.expr, depth: int) -> Value:
+        value = self.visit(node, depth + 1)
+        if value.kind is not Kind.BOOLEAN:
+            self.fail_at(node, f"expected a condition, but this is {value.kind.value}")
+        return value
+
+    def constant(self, node: ast.expr, number: int | float) -> Value:
+        if isinstance(number, int):
+            # before float(), which overflows on what a spec may hold
+            if number > MAX_INTEGER:
+                self.fail_at(node, f"the integer is too large: at most {MAX_INTEGER} is understood")
+            return Value(sympy.Integer(number), Kind.INTEGER, float(number))
+        if not abs(number) <= MAX_REAL:
+            self.fail_at(node, f"the number is too large: at most {MAX_REAL:g} is understood")
+        return Value(sympy.Rational(repr(number)), Kind.REAL, number)  # 0.1 is one tenth, as written
+
+    def comparison(self, node: ast.Compare, depth: int) -> Value:
+        operands = [node.left, *node.comparators]
+        values = [self.compared(operand, depth) for operand in operands]
+        parts = []
+        for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
+            if type(op) not in COMPARISONS:
+                self.fail_at(right, "'in' and 'is' are not part of the language", "compare with ==")
+            parts.append(COMPARISONS[type(op)](a, b))
+        return Value(sympy.And(*parts), Kind.BOOLEAN)
+
+    def compared(self, node: ast.expr, depth: int) -> sympy.Basic:
+        """A side of a comparison. The element of a bool tensor may stand here too, as 0 or 1."""
+        value = self.visit(node, depth + 1)
+        return value.element if value.element is not None else self.number(node, value).expr
+
+    def arithmetic(self, node: ast.BinOp, depth: int) -> Value:
+        a, b = self.numeric(node.left, depth), self.numeric(node.right, depth)
+        op = OPERATORS[type(node.op)]
+        whole = a.kind is b.kind is Kind.INTEGER
+        kind = Kind.INTEGER if whole and op.symbol != "/" else Kind.REAL
+        if op.symbol in ("//", "%"):
+            for side, value in ((node.left, a), (node.right, b)):
+                self.integer(side, value, f"'{op.symbol}' divides integers")
+        if op.symbol in ("/", "//", "%") and b.expr == 0:
+            self.fail_at(node.right, "division by zero")
+        if op.symbol == "**":
+            self.check_power(node, a, b)
+            kind = Kind.INTEGER if whole and b.expr.is_nonnegative else Kind.REAL
+        number = None
+        if a.number is not None and b.number is not None:
+            number = self.computed(node, lambda: op.compute(a.number, b.number))
+        return Value(op.apply(a.expr, b.expr), kind, number)
+
+    def integer(self, node: ast.expr, value: Value, why: str) -> None:
+        """Holds a value to the integers, and its undecided symbols too."""
+        if value.kind is not Kind.INTEGER:
+            self.fail_at(node, f"{why}, but this is {value.kind.value}", "floor(x) makes a number an integer")
+        self.reading.integers |= value.expr.free_symbols
+
+    def check_power(self, node: ast.BinOp, base: Value, exponent: Value) -> None:
+        if exponent.number is None:
+            self.fail_at(node.right, "the exponent must be a constant")
+        if abs(exponent.number) > MAX_EXPONENT:
+            self.fail_at(node.right, f"the exponent is too large: at most {MAX_EXPONENT} is understood")
+        if not (2 * exponent.expr).is_integer:
+            self.fail_at(node.right, "the exponent must be a multiple of 1/2", "write exp(b * log(a))")
+        if base.expr == 0 and exponent.number < 0:
+            self.fail_at(node.right, "division by zero: 0 to a negative power")
+
+    def computed(self, node: ast.expr, compute: Callable[[], Any]) -> float:
+        try:
+            return computed(compute)
+        except Unfit as unfit:
+            self.fail_at(node, str(unfit))
+
+    # -- functions -----------------------------------------------------------------------------------------
+
+    def call(self, node: ast.Call, depth: int) -> Value:
+        if not isinstance(node.func, ast.Name):
+            hint = did_you_mean("", (), FUNCTIONS)
+            self.fail_at(node.func, "only functions of the language can be called", hint)
+        name = node.func.id
+        if node.keywords:
+            self.fail_at(node.keywords[0].value, f"{name}() takes no named arguments")
+        if name not in FUNCTIONS:
+            return self.entry(node, name, node.args, depth)
+        count = len(node.args)
+        wanted = {"where": 3, "min": 2, "max": 2}.get(name, 1)
+        if count < wanted or (count > wanted and name not in ("min", "max")):
+            least = "at least " if name in ("min", "max") else ""
+            self.fail_at(node, f"{name}() takes {least}{wanted} argument{'s'[: wanted != 1]}, not {count}")
+        if name not in NUMERIC_FUNCTIONS:
+            self.reading.choices += count
+            if self.reading.choices > MAX_CHOICES:
+                self.fail_at(node, f"min, max, abs and where have more than {MAX_CHOICES} arguments in all")
+        if name == "where":
+            return self.where(node, depth)
+        return self.function(node, name, [self.numeric(argument, depth) for argument in node.args])
+
+    def function(self, node: ast.Call, name: str, values: Sequence[Value]) -> Value:
+        exprs = [value.expr for value in values]
+        numbers = [value.number for value in values if value.number is not None]
+        constant = len(numbers) == len(values)
+        if name in NUMERIC_FUNCTIONS:
+            function = NUMERIC_FUNCTIONS[name]
+            number = self.computed(node, lambda: function.compute(numbers[0])) if constant else None
+            return Value(function.apply(exprs[0]), function.kind, number)
+        kind = Kind.INTEGER if all(value.kind is Kind.INTEGER for value in values) else Kind.REAL
+        if name == "abs":
+            return Value(sympy.Abs(exprs[0]), kind, abs(numbers[0]) if constant else None)
+        join, choose = (sympy.Max, max) if name == "max" else (sympy.Min, min)
+        return Value(join(*exprs), kind, choose(numbers) if constant else None)
+
+    def where(self, node: ast.Call, depth: int) -> Value:
+        test = self.condition(node.args[0], depth)
+        then, otherwise = (self.visit(argument, depth + 1) for argument in node.args[1:])
+        if (then.kind is Kind.BOOLEAN) != (otherwise.kind is Kind.BOOLEAN):
+            kinds = f"{then.kind.value} on one side and {otherwise.kind.value} here"
+            self.fail_at(node.args[2], f"where() has {kinds}")
+        if then.kind is Kind.BOOLEAN:
+            choices = (sympy.And(test.expr, then.expr), sympy.And(sympy.Not(test.expr), otherwise.expr))
+            return Value(sympy.Or(*choices), Kind.BOOLEAN)
+        kind = Kind.INTEGER if then.kind is otherwise.kind is Kind.INTEGER else Kind.REAL
+        if test.expr in (sympy.true, sympy.false):
+            chosen = then if test.expr == sympy.true else otherwise
+            return Value(chosen.expr, kind, chosen.number)
+        # Unevaluated: sympy would otherwise merge nested choices, which takes time without bound.
+        choice = sympy.Piecewise((then.expr, test.expr), (otherwise.expr, True), evaluate=False)
+        return Value(choice, kind)
+
+
+__all__ = ["MAX_CHOICES", "Operations", "Reading"]

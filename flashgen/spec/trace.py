@@ -1,0 +1,340 @@
+"""Masks and scores written as Python functions: run once on symbols, they leave a text of the language.
+
+    trace(lambda q, kv: (kv <= q) & (q - kv < 4096), kind="mask")     'kv <= q and q - kv < 4096'
+    trace(lambda score: 50 * tanh(score / 50), kind="score")          '50 * tanh(score / 50)'
+
+A parameter's name says what it stands for: a variable, a tensor, a parameter of the spec, an entry of the
+gallery. What Python does not hand to the symbols (`and`, `or`, `not`, `if`, ``a < b < c``) asks them whether
+they are true, and is refused with what to write instead: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal, NoReturn
+
+from flashgen.errors import SpecError
+from flashgen.spec.gallery import GALLERY
+from flashgen.spec.suggest import did_you_mean, quoted
+from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES
+from flashgen.spec.syntax import MAX_NODES
+
+_Kind = Literal["condition", "number", "tensor", "entry", "either"]
+_FLEX = {"b": "batch", "h": "head", "q_idx": "q_index", "kv_idx": "kv"}
+
+
+def trace(
+    function: Callable[..., Any],
+    *,
+    kind: Literal["mask", "score"],
+    tensors: Iterable[str] = (),
+    params: Iterable[str] = (),
+) -> str:
+    """The text of a mask or score that is written as a Python function.
+
+    `tensors` and `params` are names that the function may take besides the language's own. A parameter with a
+    default that is none of them keeps its default.
+
+    Raises:
+        SpecError: a parameter is not known, or the function does what the language has no words for.
+    """
+    variables = MASK_VARIABLES if kind == "mask" else SCORE_VARIABLES
+    known: dict[str, _Kind] = dict.fromkeys(GALLERY, "entry")
+    known |= dict.fromkeys((*variables, "q_index", "head_dim", *params), "number")
+    known |= dict.fromkeys(tensors, "tensor")
+    arguments: dict[str, Term] = {}
+    positional: list[Term] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in known:
+            term = Term(ast.Name(name), known[name])
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                positional.append(term)
+            else:
+                arguments[name] = term
+        elif parameter.default is parameter.empty:
+            listed = [name for name, what in known.items() if what != "entry"]
+            hint = did_you_mean(name, known, listed)
+            if name in _FLEX:
+                hint = f"FlexAttention's b, h, q_idx, kv_idx are {', '.join(_FLEX.values())} here"
+            raise SpecError(f"a {kind} cannot take {quoted(name)}", hint=hint)
+    result = function(*positional, **arguments)
+    if not isinstance(result, Term | numbers.Real):
+        what = "nothing" if result is None else f"a {type(result).__name__}"
+        raise SpecError(f"the {kind} returns {what}, not an expression of its arguments")
+    return ast.unparse(ast.fix_missing_locations(_term(result).node))
+
+
+class Term:
+    """A part of an expression, of which Python's operators make larger parts."""
+
+    __slots__ = ("kind", "node", "nodes")
+    __array_ufunc__ = None  # numpy leaves its operators to these
+    __iter__ = None
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
+    def __init__(self, node: ast.expr, kind: _Kind, parts: Iterable[Term] = ()) -> None:
+        self.node = node
+        self.kind: _Kind = kind
+        self.nodes: int = 1 + sum(part.nodes for part in parts)
+        if self.nodes > MAX_NODES:
+            raise SpecError(f"the expression has more than {MAX_NODES} terms")
+
+    # -- arithmetic
+
+    def __add__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Add(), other)
+
+    def __radd__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Add(), self)
+
+    def __sub__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Sub(), other)
+
+    def __rsub__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Sub(), self)
+
+    def __mul__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Mult(), other)
+
+    def __rmul__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Mult(), self)
+
+    def __truediv__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Div(), other)
+
+    def __rtruediv__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Div(), self)
+
+    def __floordiv__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.FloorDiv(), other)
+
+    def __rfloordiv__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.FloorDiv(), self)
+
+    def __mod__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Mod(), other)
+
+    def __rmod__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Mod(), self)
+
+    def __pow__(self, other: Any) -> Term:
+        return _arithmetic(self, ast.Pow(), other)
+
+    def __rpow__(self, other: Any) -> Term:
+        return _arithmetic(other, ast.Pow(), self)
+
+    def __neg__(self) -> Term:
+        return Term(ast.UnaryOp(ast.USub(), _number(self).node), "number", [self])
+
+    def __pos__(self) -> Term:
+        return _number(self)
+
+    def __abs__(self) -> Term:
+        return _call("abs", self)
+
+    def __floor__(self) -> Term:
+        return _call("floor", self)
+
+    # -- comparisons and logic
+
+    def __lt__(self, other: Any) -> Term:
+        return _comparison(self, ast.Lt(), other)
+
+    def __le__(self, other: Any) -> Term:
+        return _comparison(self, ast.LtE(), other)
+
+    def __gt__(self, other: Any) -> Term:
+        return _comparison(self, ast.Gt(), other)
+
+    def __ge__(self, other: Any) -> Term:
+        return _comparison(self, ast.GtE(), other)
+
+    def __eq__(self, other: Any) -> Term:  # type: ignore[override]
+        return _comparison(self, ast.Eq(), other)
+
+    def __ne__(self, other: Any) -> Term:  # type: ignore[override]
+        return _comparison(self, ast.NotEq(), other)
+
+    def __and__(self, other: Any) -> Term:
+        return _joined(self, ast.And(), other, "&")
+
+    def __rand__(self, other: Any) -> Term:
+        return _joined(other, ast.And(), self, "&")
+
+    def __or__(self, other: Any) -> Term:
+        return _joined(self, ast.Or(), other, "|")
+
+    def __ror__(self, other: Any) -> Term:
+        return _joined(other, ast.Or(), self, "|")
+
+    def __invert__(self) -> Term:
+        return Term(ast.UnaryOp(ast.Not(), _condition(self, "~").node), "condition", [self])
+
+    def __xor__(self, other: Any) -> NoReturn:
+        raise SpecError("^ is not part of the language", hint="write (a | b) & ~(a & b), and ** for a power")
+
+    __rxor__ = __xor__
+
+    # -- tensors and entries of the gallery
+
+    def __getitem__(self, subscripts: Any) -> Term:
+        if self.kind != "tensor":
+            raise SpecError(f"'{ast.unparse(self.node)}' is no tensor: it takes no subscript")
+        given = subscripts if isinstance(subscripts, tuple) else (subscripts,)
+        terms = [_number(_term(subscript)) for subscript in given]
+        inside = ast.Tuple([term.node for term in terms]) if len(terms) > 1 else terms[0].node
+        return Term(ast.Subscript(self.node, inside), "either", terms)
+
+    def __call__(self, *arguments: Any) -> Term:
+        if self.kind != "entry":
+            raise SpecError(f"'{ast.unparse(self.node)}' cannot be called")
+        terms = [_number(_term(argument)) for argument in arguments]
+        return Term(ast.Call(self.node, [term.node for term in terms], []), "either", terms)
+
+    # -- what would take a symbol for a value
+
+    def __bool__(self) -> NoReturn:
+        raise SpecError(
+            f"'{ast.unparse(self.node)}' is asked whether it is true, but it stands for all queries and keys",
+            hint="write & | ~ for and, or, not; (a < b) & (b < c) for a < b < c; where(c, a, b) for if; "
+            "minimum(a, b) and maximum(a, b) for min and max",
+        )
+
+    def __float__(self) -> NoReturn:
+        raise SpecError(
+            "a symbol has no value: Python's own functions cannot take it",
+            hint="use exp, log, sqrt, tanh, sigmoid, floor of flashgen instead of those of math",
+        )
+
+    __int__ = __index__ = __complex__ = __trunc__ = __ceil__ = __float__
+
+    def __round__(self, digits: int = 0) -> NoReturn:
+        self.__float__()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        raise SpecError(
+            f"torch's {getattr(function, '__name__', function)} cannot take symbols",
+            hint="use the functions of flashgen; a tensor is passed in `tensors` and named as a parameter",
+        )
+
+
+def _term(value: Any) -> Term:
+    if isinstance(value, Term):
+        return value
+    if isinstance(value, bool):
+        return Term(ast.Name(str(value).lower()), "condition")
+    if not isinstance(value, numbers.Real):
+        raise SpecError(f"a {type(value).__name__} has no place in a mask or score")
+    number: int | float = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if not math.isfinite(number):
+        raise SpecError(f"{number} is no number that a mask or score can hold")
+    constant = ast.Constant(abs(number))
+    negative = math.copysign(1, number) < 0
+    return Term(ast.UnaryOp(ast.USub(), constant) if negative else constant, "number")
+
+
+def _number(value: Any) -> Term:
+    term = _term(value)
+    if term.kind == "condition":
+        raise SpecError(
+            f"'{ast.unparse(term.node)}' is a condition, where a number is due",
+            hint="write where(condition, 1, 0); conditions are joined with & and |, and not compared",
+        )
+    return term
+
+
+def _condition(value: Any, operator: str) -> Term:
+    term = _term(value)
+    if term.kind == "number":
+        raise SpecError(
+            f"'{operator}' joins conditions, but '{ast.unparse(term.node)}' is a number",
+            hint=f"'{operator}' binds tighter than comparisons: write (kv <= q) {operator} (q - kv < 4096)",
+        )
+    return term
+
+
+def _arithmetic(left: Any, op: ast.operator, right: Any) -> Term:
+    a, b = _number(left), _number(right)
+    return Term(ast.BinOp(a.node, op, b.node), "number", [a, b])
+
+
+def _comparison(left: Any, op: ast.cmpop, right: Any) -> Term:
+    a, b = _number(left), _number(right)
+    return Term(ast.Compare(a.node, [op], [b.node]), "condition", [a, b])
+
+
+def _joined(left: Any, op: ast.boolop, right: Any, operator: str) -> Term:
+    a, b = _condition(left, operator), _condition(right, operator)
+    return Term(ast.BoolOp(op, [a.node, b.node]), "condition", [a, b])
+
+
+def _call(name: str, *arguments: Any, kind: _Kind = "number") -> Term:
+    terms = [_number(argument) for argument in arguments]
+    return Term(ast.Call(ast.Name(name), [term.node for term in terms], []), kind, terms)
+
+
+def where(condition: Any, then: Any, otherwise: Any) -> Term:
+    """`then` where the condition holds, else `otherwise`: numbers both, or conditions both."""
+    terms = [_condition(condition, "where"), _term(then), _term(otherwise)]
+    node = ast.Call(ast.Name("where"), [term.node for term in terms], [])
+    return Term(node, "condition" if "condition" in (terms[1].kind, terms[2].kind) else "either", terms)
+
+
+def minimum(*values: Any) -> Term:
+    """The least of several numbers."""
+    return _call("min", *values)
+
+
+def maximum(*values: Any) -> Term:
+    """The greatest of several numbers."""
+    return _call("max", *values)
+
+
+def sqrt(x: Any) -> Term:
+    """The square root."""
+    return _call("sqrt", x)
+
+
+def exp(x: Any) -> Term:
+    """The exponential function."""
+    return _call("exp", x)
+
+
+def log(x: Any) -> Term:
+    """The natural logarithm."""
+    return _call("log", x)
+
+
+def tanh(x: Any) -> Term:
+    """The hyperbolic tangent."""
+    return _call("tanh", x)
+
+
+def sigmoid(x: Any) -> Term:
+    """``1 / (1 + exp(-x))``."""
+    return _call("sigmoid", x)
+
+
+def floor(x: Any) -> Term:
+    """The greatest integer that is no greater."""
+    return _call("floor", x)
+
+
+__all__ = [
+    "Term",
+    "exp",
+    "floor",
+    "log",
+    "maximum",
+    "minimum",
+    "sigmoid",
+    "sqrt",
+    "tanh",
+    "trace",
+    "where",
+]
