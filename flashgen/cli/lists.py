@@ -26,7 +26,9 @@ def specs(as_json: bool) -> None:
                 "heads": {"q": attention.heads.q, "kv": attention.heads.kv},
                 "head_dim": {"qk": attention.head_dim.qk, "v": attention.head_dim.v},
                 "dtype": attention.dtype,
-                "mask": attention.mask_label,
+                "mask": attention.mask.text,
+                "score": attention.score.text,
+                "sink": attention.sink,
                 "passes": list(spec.passes),
                 "file": str(path),
             }
@@ -35,7 +37,7 @@ def specs(as_json: bool) -> None:
         print_json(rows)
         return
 
-    table = new_table("name", "heads", "head_dim", "dtype", "mask", "passes")
+    table = new_table("name", "heads", "head_dim", "dtype", "mask", "score")
     for row in rows:
         heads, dims = row["heads"], row["head_dim"]
         table.add_row(
@@ -44,7 +46,7 @@ def specs(as_json: bool) -> None:
             pair(dims["qk"], dims["v"]),
             row["dtype"],
             row["mask"],
-            ", ".join(row["passes"]),
+            f"{row['score']}, sink" if row["sink"] else row["score"],
         )
     console().print(table)
 

@@ -65,19 +65,6 @@ class Formula(Record):
                 raise wrong(f"{name} takes numbers, but this is {shown(argument)}", at=(name,))
         return {"text": f"{name}({', '.join(map(str, arguments))})"}
 
-    # -- until their users read them from the attention
-    @property
-    def condition(self) -> Any:
-        from flashgen.spec.mathematics import Context, read_mask
-
-        return read_mask(self.text, Context(head_dim=64))
-
-    @property
-    def label(self) -> str:
-        from flashgen.spec.label import mask_label
-
-        return mask_label(self.condition, ())
-
 
 class Parameter(Record):
     """A number that mask or score names: a constant, or one that is passed at call time.

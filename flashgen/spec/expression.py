@@ -17,7 +17,7 @@ import sympy
 from flashgen.errors import SpecError
 from flashgen.spec.gallery import Entry
 from flashgen.spec.inputs import AXES, TensorInput
-from flashgen.spec.operations import MAX_CHOICES, Operations, Reading
+from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
 from flashgen.spec.suggest import did_you_mean, quoted
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
@@ -80,7 +80,7 @@ class _Reader(Operations):
         self.locate = locate
         self.bound = bound or {}
         self.trail = trail
-        self.tree: ast.expr | None = None
+        self.calls: dict[ast.expr, tuple[str, tuple[sympy.Expr, ...]]] = {}
         self.start = 0  # of the tree's text within the given one
 
     def fail(self, message: str, offset: int, hint: str | None = None) -> NoReturn:
@@ -92,14 +92,22 @@ class _Reader(Operations):
 
     def read(self, text: str, expect: Kind) -> Value:
         tree, self.start = split(text, self.locate)
-        self.tree = tree
         self.count(tree)
         value = self.visit(tree, 0)
         if (expect is Kind.BOOLEAN) != (value.kind is Kind.BOOLEAN) or (
             expect is Kind.INTEGER and value.kind is Kind.REAL
         ):
             self.fail_at(tree, f"expected {expect.value}, but this is {value.kind.value}")
+        if not self.trail:
+            self.reading.named = self.named(tree)
         return value
+
+    def named(self, tree: ast.expr) -> NamedEntries | None:
+        parts = tree.values if isinstance(tree, ast.BoolOp) else [tree]
+        if not all(part in self.calls for part in parts):
+            return None
+        disjoined = isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.Or)
+        return NamedEntries(tuple(self.calls[part] for part in parts), "or" if disjoined else "and")
 
     def count(self, tree: ast.expr) -> None:
         reading = self.reading
@@ -165,8 +173,7 @@ class _Reader(Operations):
                 least = f"{parameter.name} of '{entry.name}' must be at least {parameter.least}"
                 self.fail_at(argument, f"{least}, but this is {value.number:g}")
             bound[parameter.name] = value
-        if node is self.tree and not self.trail:
-            self.reading.call = (entry.name, tuple(value.expr for value in bound.values()))
+        self.calls[node] = (entry.name, tuple(value.expr for value in bound.values()))
         tensors = {tensor.name: self.scope.tensors.get(tensor.name, tensor) for tensor in entry.tensors}
         self.reading.tensors |= tensors
         self.reading.sink |= entry.sink

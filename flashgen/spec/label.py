@@ -19,17 +19,21 @@ from flashgen.spec.expression import Kind, Scope, read_expression
 from flashgen.spec.functions import modulo
 from flashgen.spec.gallery import GALLERY, Entry
 from flashgen.spec.inputs import TensorInput
-from flashgen.spec.mathematics import Call, Mathematics
+from flashgen.spec.mathematics import Mathematics
+from flashgen.spec.operations import NamedEntries
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE, SCORE_VARIABLES
 
+_Kind = Literal["mask", "score"]
 _Inputs = tuple[TensorInput, ...]
+_Call = tuple[str, tuple[sympy.Expr, ...]]
+_MOST_JOINED = 3  # entries in one label
 
 
 @lru_cache(maxsize=256)
 def mask_label(mathematics: Mathematics) -> str:
-    """``causal``, ``window4096``, ``document``, or ``mask`` and eight hexadecimal digits."""
-    return _label("mask", mathematics.condition, mathematics.mask_call, mathematics.inputs)
+    """``causal``, ``window4096``, ``causal_and_document``, or ``mask`` and eight hexadecimal digits."""
+    return _label("mask", mathematics.condition, mathematics.mask_named, mathematics.inputs)
 
 
 @lru_cache(maxsize=256)
@@ -37,17 +41,18 @@ def score_label(mathematics: Mathematics) -> str:
     """``softcap50``, ``alibi``, or ``score`` and eight hexadecimal digits; empty for the score as it is."""
     if mathematics.score == SCORE:
         return ""
-    return _label("score", mathematics.score, mathematics.score_call, mathematics.inputs)
+    return _label("score", mathematics.score, mathematics.score_named, mathematics.inputs)
 
 
-def _label(kind: Literal["mask", "score"], expr: sympy.Basic, call: Call | None, inputs: _Inputs) -> str:
-    if found := _found(expr, kind, inputs) or call:
-        name, arguments = found
-        return _joined(name, arguments)
+def _label(kind: _Kind, expr: sympy.Basic, named: NamedEntries | None, inputs: _Inputs) -> str:
+    if found := _found(expr, kind, inputs):
+        return _written(*found)
+    if named and len(named.calls) <= _MOST_JOINED:
+        return f"_{named.operator}_".join(sorted({_written(*call) for call in named.calls}))
     return kind + hashlib.sha256(f"{to_text(expr)} {inputs}".encode()).hexdigest()[:8]
 
 
-def _found(expr: sympy.Basic, kind: Literal["mask", "score"], inputs: _Inputs) -> Call | None:
+def _found(expr: sympy.Basic, kind: _Kind, inputs: _Inputs) -> _Call | None:
     """The entry of at most one parameter that an expression equals, the parameter being a part of it."""
     wanted = _ordered(expr)
     candidates = _numbers(expr) | (expr.free_symbols - set(SCORE_VARIABLES.values()))
@@ -111,7 +116,7 @@ def _shape(expr: sympy.Basic) -> Counter[str]:
     return Counter(type(part).__name__ for part in sympy.preorder_traversal(expr) if isinstance(part, kinds))
 
 
-def _joined(name: str, arguments: tuple[sympy.Expr, ...]) -> str:
+def _written(name: str, arguments: tuple[sympy.Expr, ...]) -> str:
     parts = []
     for value in arguments:
         if value.is_Integer or value.is_Symbol:

@@ -19,10 +19,10 @@ from flashgen.errors import SpecError
 from flashgen.spec.expression import Kind, Reading, Scope, parse_expression, read_expression
 from flashgen.spec.gallery import GALLERY
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
+from flashgen.spec.operations import NamedEntries
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES, SEQLEN_KV, SEQLEN_Q, Q
 
 Align = Literal["bottom_right", "top_left"]
-Call = tuple[str, tuple[Expr, ...]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Mathematics:
     """``O = softmax(score, where condition) V``, in the symbols of `flashgen.spec.symbols`.
 
     Constants are filled in. `inputs` and `runtime` are those that the expressions read, by name. `sink`: an
-    entry of the gallery asks for one. `mask_call`, `score_call`: the entry and its arguments where a text is
-    nothing else.
+    entry of the gallery asks for one. `mask_named`, `score_named`: the entries where a text is nothing else.
     """
 
     condition: Boolean
@@ -68,8 +67,8 @@ class Mathematics:
     inputs: tuple[TensorInput, ...]
     runtime: tuple[RuntimeParameter, ...]
     sink: bool
-    mask_call: Call | None
-    score_call: Call | None
+    mask_named: NamedEntries | None
+    score_named: NamedEntries | None
 
 
 def read_mathematics(mask: str, score: str, context: Context) -> Mathematics:
@@ -125,8 +124,8 @@ def _read(mask: str, score: str, context: Context) -> Mathematics:
         inputs=tuple(tensor for name, tensor in sorted(tensors.items()) if name in read),
         runtime=tuple(parameter for parameter in passed if parameter.symbol in symbols),
         sink=kept.sink or scored.sink,
-        mask_call=kept.call,
-        score_call=scored.call,
+        mask_named=kept.named,
+        score_named=scored.named,
     )
 
 

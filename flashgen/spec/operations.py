@@ -10,7 +10,7 @@ import ast
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import sympy
 from sympy import S
@@ -35,20 +35,28 @@ from flashgen.spec.values import (
 MAX_CHOICES = 16  # arguments of min, max, abs and where in all: their combinations multiply
 
 
+@dataclass(frozen=True)
+class NamedEntries:
+    """A text that is one entry of the gallery, or several joined by one operator; with their arguments."""
+
+    calls: tuple[tuple[str, tuple[sympy.Expr, ...]], ...]
+    operator: Literal["and", "or"] = "and"
+
+
 @dataclass
 class Reading:
     """What was read: the mathematics, and what it takes.
 
     `tensors` are those that entries of the gallery brought along, `integers` the symbols that stood where
-    only an integer may, `sink` whether an entry asks for one, `call` the entry and its arguments where the
-    text is nothing else. The counts are held to the language's limits.
+    only an integer may, `sink` whether an entry asks for one, `named` the entries where the text is nothing
+    else. The counts are held to the language's limits.
     """
 
     expr: sympy.Basic = S.Zero
     tensors: dict[str, TensorInput] = field(default_factory=dict)
     integers: set[sympy.Symbol] = field(default_factory=set)
     sink: bool = False
-    call: tuple[str, tuple[sympy.Expr, ...]] | None = None
+    named: NamedEntries | None = None
     nodes: int = 0
     comparisons: int = 0
     choices: int = 0
@@ -275,4 +283,4 @@ class Operations(ABC):
         return Value(choice, kind)
 
 
-__all__ = ["MAX_CHOICES", "Operations", "Reading"]
+__all__ = ["MAX_CHOICES", "NamedEntries", "Operations", "Reading"]
