@@ -37,7 +37,7 @@ class Sm90Schedule:
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
     tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
     key_order: Literal["descending", "ascending"] = "descending"  # in which a q tile walks its key tiles
-    output_wait: Literal["early", "middle", "late"] = "late"  # await O += P V before, within, after the softmax
+    output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, within, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T
     pack_gqa: bool = False  # fold the query heads of one K/V head into the q tile
     o_aliases_q: bool = True  # O is staged in Q's buffer rather than in its own
