@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +12,61 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flashgen.explore.inputs import sample_inputs
 from flashgen.runtime import reference, same_precision, tolerance
 from flashgen.runtime.arguments import DTYPES
 from flashgen.spec import AttentionSpec, parse_spec
+from flashgen.spec.gallery import GALLERY
 
+# Every entry of the gallery once, and what its entries leave out: compositions, runtime parameters, tensors
+# of all dtypes and axes, heads and batches that differ, rows without keys, sinks.
+GALLERY_CASES: Mapping[str, Mapping[str, Any]] = {
+    **{
+        name: {"mask": entry.sample} if entry.kind == "mask" else {"mask": "causal", "score": entry.sample}
+        for name, entry in GALLERY.items()
+    },
+    "causal document": {"mask": "causal and document"},
+    "window or first keys": {"mask": "window(40) or kv < 4"},
+    "two bands": {"mask": "band(10) or abs(q - kv - 60) < 7"},
+    "document of a prefix": {"mask": "document and (kv < 30 or kv <= q)", "score": "softcap(20)"},
+    "runtime window": {"mask": "kv <= q and q - kv < size", "params": {"size": "runtime"}},
+    "runtime prefix": {"mask": "prefix_lm(prefix)", "params": {"prefix": {"runtime": "int", "min": 0}}},
+    "runtime step": {"mask": "causal and (q - kv) % step == 0", "params": {"step": "runtime"}},
+    "runtime cap": {"mask": "window(50)", "score": "softcap(cap)", "params": {"cap": "runtime"}},
+    "heads that differ": {"mask": "kv <= q and (head % 2 == 0 or q - kv < 16)"},
+    "heads of keys that differ": {"mask": "kv <= q and q - kv < 20 * (head_kv + 1)"},
+    "padded causal": {"mask": "causal and padding", "sink": True},
+    "keys left out": {
+        "mask": "causal and valid[kv]",
+        "inputs": {"valid": {"index": ["batch", "kv"], "dtype": "bool"}},
+    },
+    "pairs left out": {
+        "mask": "pair != 0",
+        "inputs": {"pair": {"index": ["head", "q", "kv"], "dtype": "bool"}},
+    },
+    "documents out of order": {
+        "mask": "doc[q] == doc[kv] or kv == q",
+        "inputs": {"doc": {"index": ["kv"], "dtype": "int32"}},
+    },
+    "rows without keys": {"mask": "kv <= q - 30 and q % 7 != 3", "sink": True},
+    "rows and keys": {
+        "mask": "band(40)",
+        "score": "score * gain[q_index // 16] + left[q] - right[kv]",
+        "inputs": {
+            "gain": {"index": [64], "dtype": "fp16"},
+            "left": {"index": ["batch", "head_kv", "q"], "dtype": "fp32"},
+            "right": {"index": ["batch", "head", "kv"], "dtype": "bf16"},
+        },
+    },
+    "capped alibi": {"mask": "causal", "score": "30 * tanh((score + slope[head] * (kv - q)) / 30)",
+                     "inputs": {"slope": {"index": ["head"], "dtype": "fp32"}}},
+    "score by distance": {"mask": "full", "score": "where(abs(q - kv) < 20, score, score / 2 - 1)"},
+    "bias per batch": {
+        "mask": "causal",
+        "score": "score + pair",
+        "inputs": {"pair": {"index": ["batch", "head", "q", "kv"], "dtype": "fp16"}},
+    },
+}  # fmt: skip
 MASKS: tuple[Any, ...] = ("full", "causal", {"window": 1}, {"window": 7}, {"window": 64}, {"window": 200})
 HEAD_DIMS = (8, 16, 40, 64, 72, 80, 96, 128, 160, 192, 256)
 LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 100, 127, 128, 129, 200, 257, 300)
@@ -31,6 +83,10 @@ class Case:
     group: int = 1
     dtype: str = "bf16"
     mask: Any = "full"
+    score: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # the spec's `tensors`
+    sink: bool = False
     align: str = "bottom_right"
     batch: int = 1
     seqlen_q: int = 64
@@ -52,6 +108,10 @@ class Case:
                     "dtype": self.dtype,
                     "mask": self.mask,
                     "align": self.align,
+                    **({} if self.score is None else {"score": self.score}),
+                    **({"params": dict(self.params)} if self.params else {}),
+                    **({"tensors": dict(self.inputs)} if self.inputs else {}),
+                    **({"sink": True} if self.sink else {}),
                 },
                 "workload": {
                     "batch": max(self.batch, 1),
@@ -77,6 +137,11 @@ class Case:
         made = (torch.randn(shape, generator=generator).to(device, DTYPES[self.dtype]) for shape in shapes)
         q, k, v = (laid_out(tensor, self.layout) for tensor in made)
         return q, k, v
+
+    def given(self, device: str | torch.device = "cpu") -> dict[str, Any]:
+        """What mask and score read: keyword arguments of a call."""
+        q, k, _ = self.tensors(device)
+        return sample_inputs(self.spec(), q, k).arguments
 
     def contiguous(self) -> Case:
         return replace(self, layout="contiguous")
@@ -142,25 +207,37 @@ CASES = st.builds(
 )
 
 
-def assert_exact(case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Error against float64 at most twice the same-precision textbook's; lse to fp32 precision."""
+def assert_exact(case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> None:
+    """Error against float64 at most twice the same-precision textbook's; lse to fp32 precision.
+
+    `given` is what mask and score read, see `Case.given`.
+    """
     spec = case.spec()
-    expected, expected_lse = reference(spec, q, k, v)
+    expected, expected_lse = reference(spec, q, k, v, **given)
     assert o.shape == expected.shape and o.dtype == q.dtype
     assert lse.shape == expected_lse.shape and lse.dtype == torch.float32
     assert not o.isnan().any(), f"NaN in o: {case}"
-    allowed = tolerance(expected, same_precision(spec, q, k, v))
+    textbook, textbook_lse = same_precision(spec, q, k, v, **given)
+    allowed = tolerance(expected, textbook)
     error = float((o.double() - expected).abs().max()) if o.numel() else 0.0
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}: {case}"
-    empty = expected_lse == -torch.inf
-    assert torch.equal(lse == -torch.inf, empty), f"rows without keys differ: {case}"
+    bottomless = expected_lse == -torch.inf
+    assert torch.equal(lse == -torch.inf, bottomless), f"rows without keys differ: {case}"
     if lse.numel():
-        torch.testing.assert_close(lse[~empty].double(), expected_lse[~empty], rtol=1e-5, atol=2e-5)
-    assert not o.transpose(1, 2)[empty].any(), f"a row without keys is not zero: {case}"
+        some = ~bottomless
+        # Functions in a score may be as inexact as the textbook's rounded Q K^T.
+        rounded = (
+            2 * (textbook_lse[some] - expected_lse[some]).abs().amax() if case.score and some.any() else 0
+        )
+        atol = max(2e-5, float(rounded))
+        torch.testing.assert_close(lse[some].double(), expected_lse[some], rtol=1e-5, atol=atol)
+    empty = ~expected.any(-1)  # with a sink too
+    assert not o[empty].any(), f"a row without keys is not zero: {case}"
 
 
 __all__ = [
     "CASES",
+    "GALLERY_CASES",
     "HEAD_DIMS",
     "LAYOUTS",
     "LENGTHS",

@@ -17,9 +17,12 @@ from flashgen.build import compile_source
 from flashgen.codegen import render
 from flashgen.errors import LaunchError
 from flashgen.plan import KernelPlan, Sm90Schedule, solve
-from flashgen.runtime import launch, parameters, tensormap
+from flashgen.runtime import counters, launch, parameters, tensormap
+from flashgen.runtime.counters import TileCounters
 from flashgen.runtime.devices import runs
-from flashgen.runtime.launch import LoadedKernel, Outputs, Run, TileCounters
+from flashgen.runtime.inputs import Inputs
+from flashgen.runtime.launch import LoadedKernel
+from flashgen.runtime.layouts import Outputs, Run
 from flashgen.runtime.structs import struct_of
 
 CASE = Case(mask="causal", heads_kv=2, group=2, seqlen_q=300, seqlen_kv=500, batch=3)
@@ -85,12 +88,13 @@ class FakeDriver:
         self.launches.append(arguments)
 
     def run(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, return_lse: bool = False
-    ) -> Outputs:
-        return self.prepare(q, k, v)(q, k, v, scale, return_lse)
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, return_lse: bool = False,
+        inputs: Inputs | None = None,
+    ) -> Outputs:  # fmt: skip
+        return self.prepare(q, k, v, inputs)(q, k, v, scale, return_lse, inputs)
 
-    def prepare(self, q: Tensor, k: Tensor, v: Tensor) -> Run:
-        return self.loaded.prepare(q, k, v, self.run)
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs | None = None) -> Run:
+        return self.loaded.prepare(q, k, v, self.run, inputs)
 
 
 @pytest.fixture
@@ -367,20 +371,20 @@ def test_static_order_needs_no_counter(maps: list[tuple[Any, ...]], monkeypatch:
 
 def test_counters_are_one_to_a_stream_and_one_to_a_captured_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(launch, "_COUNTERS", 4)
+    monkeypatch.setattr(counters, "_COUNTERS", 4)
     capturing = False
     monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: capturing, raising=False)
-    counters = TileCounters(torch.device("cpu"))
-    first, second = counters.address(1), counters.address(2)
-    assert first != second and counters.address(1) == first
+    own = TileCounters(torch.device("cpu"))
+    first, second = own.address(1), own.address(2)
+    assert first != second and own.address(1) == first
     capturing = True
-    third, fourth = counters.address(1), counters.address(1)
+    third, fourth = own.address(1), own.address(1)
     assert len({first, second, third, fourth}) == 4
-    assert counters.address(1) not in {first, second, third, fourth}  # from the graph's memory
+    assert own.address(1) not in {first, second, third, fourth}  # from the graph's memory
     capturing = False
-    assert counters.address(1) == first
+    assert own.address(1) == first
     with pytest.raises(LaunchError, match="more than 4 streams"):
-        counters.address(3)
+        own.address(3)
 
 
 # -- targets -----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def _run(spec_file: Path, asked: Literal["auto", "cpu", "cuda"], seqlen: int | N
 
     output, seconds = _timed(call) if device == "cpu" else (call(), _gpu_seconds(call))
     expected, _ = reference(spec, q, k, v)
-    textbook = same_precision(spec, q, k, v)
+    textbook, _ = same_precision(spec, q, k, v)
     allowed = tolerance(expected, textbook)
     error = _largest_difference(output, expected)
     return Outcome(

@@ -18,7 +18,8 @@ from flashgen.plan import KernelPlan, plan_from_dict
 from flashgen.runtime import ops
 from flashgen.runtime.arguments import DTYPES, Signature, bypasses_dispatcher, check_layout, signature
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.launch import LAUNCHES_MAX, Outputs, Run
+from flashgen.runtime.launch import LAUNCHES_MAX
+from flashgen.runtime.layouts import Outputs, Run
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
 
 Mask = str | Mapping[str, Any]
@@ -86,7 +87,9 @@ def attention(
     if bypasses_dispatcher(q, k, v):
         o, lse = _shaped(causal, mask, window).run(q, k, v, scale, return_lse)
     else:
-        o, lse = torch.ops.flashgen.forward(q, k, v, scale, _key(causal, mask, window), return_lse)
+        o, lse = torch.ops.flashgen.forward(
+            q, k, v, scale, _key(causal, mask, window), return_lse, (), (), None, ()
+        )
     return (o, lse) if return_lse else o  # type: ignore[return-value]
 
 

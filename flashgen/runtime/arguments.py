@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -57,6 +57,12 @@ def bypasses_dispatcher(q: Tensor, k: Tensor, v: Tensor) -> bool:
         or _transform() is not None
         or _tracing_state() is not None
     )
+
+
+def is_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether a mask's or a score's tensors, too, leave nothing for the dispatcher to do."""
+    grad = _is_grad_enabled()
+    return all(type(tensor) in _PLAIN and not (grad and tensor.requires_grad) for tensor in tensors)
 
 
 def check_layout(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -145,5 +151,6 @@ __all__ = [
     "check_kernel",
     "check_layout",
     "check_scale",
+    "is_plain",
     "signature",
 ]

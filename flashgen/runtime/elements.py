@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from flashgen.runtime.evaluate import evaluate
 from flashgen.runtime.inputs import Declarations, Inputs, Sizes
-from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Elements:
         """`real` is the dtype of everything that is not an integer: float64, or float32 as in a kernel."""
         self.sizes = sizes
         self._real = real
-        self._device = device
+        self.device = device
         self._tensors = {
             tensor.name: (tensor.index, value)
             for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
@@ -59,15 +60,11 @@ class Elements:
             dtype = torch.int64 if parameter.kind == "int" else real
             self._constants[parameter.symbol] = torch.tensor(number, dtype=dtype, device=device)
 
-    def at(self, expr: sympy.Basic, box: Box, score: Tensor | None = None) -> Tensor:
-        """The value of an expression; of `score` it may speak where that is given.
-
-        `score` is scale * (Q . K), [batches, heads, rows, columns].
+    def at(self, expr: sympy.Basic, box: Box, values: Mapping[sympy.Symbol, Tensor] | None = None) -> Tensor:
+        """The value of an expression, which may speak of `values` too: `SCORE`, say, [batches, heads, rows,
+        columns].
         """
-        values = self.values(box)
-        if score is not None:
-            values[SCORE] = score
-        return evaluate(expr, values, read=self._read, real=self._real)
+        return evaluate(expr, {**self.values(box), **(values or {})}, read=self._read, real=self._real)
 
     def values(self, box: Box) -> dict[sympy.Symbol, Tensor]:
         """What the symbols stand for at a box."""
@@ -101,7 +98,7 @@ class Elements:
         )
 
     def _along(self, indices: range) -> Tensor:
-        return torch.arange(indices.start, indices.stop, device=self._device)
+        return torch.arange(indices.start, indices.stop, device=self.device)
 
 
 __all__ = ["Box", "Elements"]

@@ -71,7 +71,7 @@ class _Evaluation:
                 return torch.where(*[self.of(arg) for arg in expr.args])
             case AppliedUndef():
                 return self.looked_up(expr)
-            case sympy.Expr() if expr.is_integer:
+            case sympy.Expr() if is_integer(expr):
                 return self.integer(expr)
             case sympy.Expr():
                 return self.fraction(expr)
@@ -80,7 +80,7 @@ class _Evaluation:
     def comparison(self, expr: sympy.Rel) -> Tensor:
         compare = _COMPARISONS[expr.func]
         a, b = expr.args
-        if a.is_integer and b.is_integer:
+        if is_integer(a) and is_integer(b):
             return compare(self.of(a), self.of(b))
         if (quotient := _integer_quotient(a - b)) is not None:
             numerator, denominator = quotient  # a/b <= 0 is a*b <= 0
@@ -91,7 +91,7 @@ class _Evaluation:
         if self.read is None:
             raise TypeError(f"{expr} reads a tensor, and none is given")
         value = self.read(expr, tuple(self.of(arg) for arg in expr.args))
-        return value.to(torch.int64 if expr.is_integer else self.real)
+        return value.to(torch.int64 if is_integer(expr) else self.real)
 
     def number(self, expr: sympy.Expr) -> Tensor:
         """As a number with a fraction, whether it has one or not."""
@@ -108,7 +108,7 @@ class _Evaluation:
                 return torch.floor(self.number(inner)).to(torch.int64)
             case sympy.Pow() if expr.exp.is_Integer and expr.exp >= 0:
                 return self.of(expr.base) ** int(expr.exp)
-            case sympy.Add() | sympy.Mul() if not all(arg.is_integer for arg in expr.args):
+            case sympy.Add() | sympy.Mul() if not all(map(is_integer, expr.args)):
                 if (quotient := _integer_quotient(expr)) is None:
                     raise _unknown(expr)
                 return torch.div(*map(self.of, quotient), rounding_mode="floor")
@@ -154,10 +154,28 @@ def _unknown(expr: sympy.Basic) -> TypeError:
 
 
 @lru_cache(maxsize=4096)
+def is_integer(expr: sympy.Expr) -> bool:
+    """Whether the language has the expression for an integer.
+
+    sympy alone does not know of floor(sqrt(kv)), say, since to it kv may be negative and the root complex.
+    """
+    match expr:
+        case sympy.floor():
+            return True
+        case sympy.Piecewise():
+            return all(is_integer(value) for value, _ in expr.args)
+        case sympy.Add() | sympy.Mul() | sympy.Max() | sympy.Min() | sympy.Abs() | modulo():
+            return bool(expr.is_integer) or all(map(is_integer, expr.args))
+        case sympy.Pow():
+            return is_integer(expr.base) and expr.exp.is_Integer and bool(expr.exp >= 0)
+    return bool(expr.is_integer)
+
+
+@lru_cache(maxsize=4096)
 def _integer_quotient(expr: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr] | None:
     """Numerator and denominator, both integers; None where one is not."""
     numerator, denominator = sympy.fraction(sympy.together(expr))
-    return (numerator, denominator) if numerator.is_integer and denominator.is_integer else None
+    return (numerator, denominator) if is_integer(numerator) and is_integer(denominator) else None
 
 
 _CONNECTIVES: Mapping[Any, Callable[..., Tensor]] = {
@@ -187,4 +205,4 @@ _FUNCTIONS: Mapping[Any, Callable[..., Tensor]] = {
     sigmoid: torch.sigmoid,
 }
 
-__all__ = ["Read", "evaluate"]
+__all__ = ["Read", "evaluate", "is_integer"]

@@ -6,7 +6,6 @@ way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +56,21 @@ class Inputs:
     tensors: tuple[Tensor, ...] = ()
     params: tuple[float, ...] = ()
     sink: Tensor | None = None  # fp32 [heads_q]
+    prepared: tuple[Tensor, ...] = ()  # see `flashgen.runtime.prepare`; empty: each call prepares
+
+    def signature(self) -> tuple[object, ...]:
+        """Everything that a prepared launch depends on, apart from addresses and numbers."""
+        return (
+            *((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in self.all_tensors()),
+            self.sink is None,
+        )
+
+    def all_tensors(self) -> Iterator[Tensor]:
+        """Those of the mask and score, the sink, and what was prepared."""
+        yield from self.tensors
+        if self.sink is not None:
+            yield self.sink
+        yield from self.prepared
 
 
 NO_INPUTS = Inputs()
@@ -120,10 +134,9 @@ def arrange(
         *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], name),
         *_name_problems("parameter", params, [parameter.name for parameter in declared.parameters], name),
         *(
-            problem
-            for parameter in declared.parameters
-            if parameter.name in params
-            for problem in _value_problems(parameter, params[parameter.name])
+            Problem(f"parameter '{key}' must be a number, but this is {value!r}")
+            for key, value in params.items()
+            if not isinstance(value, int | float) or isinstance(value, bool)
         ),
     ]
     if declared.sink and sink is None:
@@ -165,6 +178,20 @@ def check_inputs(declared: Declarations, inputs: Inputs, sizes: Sizes, device: t
 
 def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
     """The part of `check_inputs` that holds in any precision and on any device."""
+    check_parameters(declared, inputs)
+    problems = [
+        problem
+        for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
+        for problem in _shape_problems(tensor.name, value, tensor.index, sizes)
+    ]
+    if inputs.sink is not None:
+        problems.extend(_shape_problems("sink", inputs.sink, ("head",), sizes))
+    if problems:
+        raise LaunchError(problems)
+
+
+def check_parameters(declared: Declarations, inputs: Inputs) -> None:
+    """The part of `check_inputs` that shapes do not tell: all is given, numbers are finite and in range."""
     given, wanted = (
         (len(inputs.tensors), len(inputs.params)),
         (len(declared.tensors), len(declared.parameters)),
@@ -176,13 +203,9 @@ def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
         )
     problems = [
         problem
-        for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
-        for problem in _shape_problems(tensor.name, value, tensor.index, sizes)
+        for parameter, number in zip(declared.parameters, inputs.params, strict=True)
+        if (problem := _value_problem(parameter, number))
     ]
-    for parameter, number in zip(declared.parameters, inputs.params, strict=True):
-        problems.extend(_value_problems(parameter, number))
-    if inputs.sink is not None:
-        problems.extend(_shape_problems("sink", inputs.sink, ("head",), sizes))
     if problems:
         raise LaunchError(problems)
 
@@ -203,20 +226,16 @@ def _name_problems(
             yield Problem(f"{name} reads no {kind} {quoted(str(unknown))}", hint=hint)
 
 
-def _value_problems(parameter: RuntimeParameter, number: object) -> Iterator[Problem]:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        yield Problem(f"parameter '{parameter.name}' must be a number, but this is {number!r}")
-    elif parameter.kind == "float":
-        if not math.isfinite(number) or abs(number) > torch.finfo(torch.float32).max:
-            yield Problem(f"parameter '{parameter.name}' must be finite in fp32, but this is {number!r}")
-    else:
-        least = -_INT32_MAX - 1 if parameter.least is None else parameter.least
-        if number != math.floor(number) if math.isfinite(number) else True:
-            yield Problem(f"parameter '{parameter.name}' must be an integer, but this is {number!r}")
-        elif not least <= number <= _INT32_MAX:
-            yield Problem(
-                f"parameter '{parameter.name}' must be from {least} to 2^31 - 1, but this is {int(number)}"
-            )
+def _value_problem(parameter: RuntimeParameter, number: float) -> Problem | None:
+    what = f"parameter '{parameter.name}' must be"
+    if parameter.kind == "float":
+        if abs(number) <= torch.finfo(torch.float32).max:
+            return None
+        return Problem(f"{what} finite in fp32, but this is {number}")
+    least = -_INT32_MAX - 1 if parameter.least is None else parameter.least
+    if least <= number <= _INT32_MAX and number == int(number):
+        return None
+    return Problem(f"{what} an integer from {least} to 2^31 - 1, but this is {number:g}")
 
 
 def _shape_problems(name: str, value: Tensor, index: Sequence[str | int], sizes: Sizes) -> Iterator[Problem]:
@@ -242,4 +261,5 @@ __all__ = [
     "arrange",
     "check_extents",
     "check_inputs",
+    "check_parameters",
 ]

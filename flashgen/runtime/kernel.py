@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from threading import RLock
@@ -16,10 +17,22 @@ from flashgen.codegen import Source, render
 from flashgen.errors import LaunchError
 from flashgen.plan import Explanation, KernelPlan, solve
 from flashgen.runtime import ops
-from flashgen.runtime.arguments import Signature, bypasses_dispatcher, check_kernel, signature
+from flashgen.runtime.arguments import Signature, bypasses_dispatcher, check_kernel, is_plain, signature
 from flashgen.runtime.devices import default_target, runs, target_of
-from flashgen.runtime.interpreter import interpret
-from flashgen.runtime.launch import LAUNCHES_MAX, LoadedKernel, Outputs, Run
+from flashgen.runtime.elements import Elements
+from flashgen.runtime.inputs import (
+    NO_INPUTS,
+    Declarations,
+    Inputs,
+    Sizes,
+    arrange,
+    check_inputs,
+    check_parameters,
+)
+from flashgen.runtime.interpreter import interpret_with
+from flashgen.runtime.launch import LAUNCHES_MAX, LoadedKernel
+from flashgen.runtime.layouts import Outputs, Run
+from flashgen.runtime.prepare import Prepared, check_use, prepared_in_torch
 from flashgen.spec import AttentionSpec, dump_spec
 
 
@@ -39,6 +52,8 @@ class Kernel:
         target = spec.target if spec.target != "auto" else plan.target if plan else default_target()
         self.spec = spec
         self.plan = plan if plan is not None and plan.target == target else solve(spec, arch(target))
+        self.declared = Declarations.of(spec)
+        self._reads = bool(self.declared) or self.plan.preparation is not None
         decided = repr(replace(self.plan, why=Explanation()))
         self.key = f"{spec.name}/{digest(dump_spec(spec) + decided)[:16]}"
         self._plans = {self.plan.target: self.plan}
@@ -49,43 +64,106 @@ class Kernel:
         ops.register(self.key, self)
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+        params: Mapping[str, float] | None = None,
+        sink: Tensor | None = None,
+        prepared: Prepared | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """softmax(scale * Q K^T + mask) V.
+        """softmax(score(scale * Q K^T), masked) V.
 
         Args:
             q: [batch, seqlen_q, heads_q, head_dim_qk], in the spec's dtype. Any strides: a tensor whose
-            head_dim is not
-                contiguous, or whose rows do not start at multiples of 16 bytes, is copied once.
+                head_dim is not contiguous, or whose rows do not start at multiples of 16 bytes, is copied
+                once.
             k: [batch, seqlen_kv, heads_kv, head_dim_qk]; heads_q / heads_kv is the spec's.
             v: [batch, seqlen_kv, heads_kv, head_dim_v].
             scale: of the scores, positive; the spec's where `None`.
             return_lse: also return the logarithm of the softmax's denominators.
+            tensors: those that the spec's mask and score read, by name, in the dtype and with the axes that
+                the spec declares. Any strides, zero (broadcast) included; one whose last axis is not
+                contiguous is copied once.
+            params: the spec's runtime parameters, by name. Another value needs no other kernel.
+            sink: the logits of a spec with ``sink: true``, fp32 [heads_q].
+            prepared: what `prepare` returned for the same shapes, tensors and parameters; without it, a mask
+                that needs something prepared has it prepared by each call.
 
         Returns:
             o [batch, seqlen_q, heads_q, head_dim_v] in the spec's dtype, contiguous; with `return_lse` also
             lse [batch, heads_q, seqlen_q], fp32, natural logarithm. A row with every key masked gives 0 and
-            -inf.
+            -inf (the sink, where there is one).
 
         Raises `LaunchError`: tensors that do not fit, a gradient is needed, or the GPU cannot run the spec's
         target.
         """
-        if bypasses_dispatcher(q, k, v):
+        if self._reads or tensors is not None or params is not None or sink is not None:
+            given = self._given(q, k, tensors, params, sink, prepared)
+            if bypasses_dispatcher(q, k, v) and is_plain(given.all_tensors()):
+                o, lse = self.run(q, k, v, scale, return_lse, given)
+            else:
+                o, lse = torch.ops.flashgen.forward(
+                    q, k, v, scale, self.key, return_lse,
+                    given.tensors, given.params, given.sink, given.prepared,
+                )  # fmt: skip
+        elif bypasses_dispatcher(q, k, v):
             key = signature(q, k, v)
-            launch = self._launches.get(key) or self._prepare(key, q, k, v)
+            launch = self._launches.get(key) or self._prepare(key, q, k, v, None)
             o, lse = launch(q, k, v, scale, return_lse)
         else:
-            o, lse = torch.ops.flashgen.forward(q, k, v, scale, self.key, return_lse)
+            o, lse = torch.ops.flashgen.forward(q, k, v, scale, self.key, return_lse, (), (), None, ())
         return (o, lse) if return_lse else o  # type: ignore[return-value]
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
-        """The op without its dispatcher: o, and lse or `None`."""
-        return self.launch_for(q, k, v)(q, k, v, scale, return_lse)
+    def prepare(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        tensors: Mapping[str, Tensor] | None = None,
+        params: Mapping[str, float] | None = None,
+        sink: Tensor | None = None,
+    ) -> Prepared:
+        """What the mask needs besides its tensors (ranges of keys, lists of tiles), computed once for many
+        calls: layers that share a mask, or the replays of a CUDA graph.
 
-    def launch_for(self, q: Tensor, k: Tensor, v: Tensor) -> Run:
+        Arguments as for a call; of q, k and v only shapes and strides matter. Nothing is computed where the
+        mask needs nothing.
+        """
+        inputs, sizes = self._given(q, k, tensors, params, sink, None), Sizes.of(q, k, self.plan.align)
+        check_kernel(q, k, v, self.plan, name=self.spec.name)
+        check_inputs(self.declared, inputs, sizes, q.device)
+        if q.is_cuda and 0 not in (*q.shape, *k.shape):
+            made = self._load(q.device).prepared(q, k, v, inputs)
+        else:
+            elements = Elements(
+                self.declared, inputs, sizes, scale=self.plan.scale, real=torch.float32, device=q.device
+            )
+            made = prepared_in_torch(self.plan, elements)
+        return Prepared(made, self.key, sizes, inputs.params)
+
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+        inputs: Inputs | None = None, /,
+    ) -> Outputs:  # fmt: skip
+        """The op without its dispatcher: o, and lse or `None`."""
+        if inputs is None and self._reads:
+            inputs = NO_INPUTS
+        if inputs is not None:
+            check_parameters(self.declared, inputs)
+        return self.launch_for(q, k, v, inputs)(q, k, v, scale, return_lse, inputs)
+
+    def launch_for(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs | None = None) -> Run:
         """What `run` calls for tensors of these shapes, strides, dtypes and device."""
         key = signature(q, k, v)
-        return self._launches.get(key) or self._prepare(key, q, k, v)
+        if inputs is not None:
+            key = (key, inputs.signature())
+        return self._launches.get(key) or self._prepare(key, q, k, v, inputs)
 
     def plan_for(self, target: str) -> KernelPlan:
         """The plan for a target; solved once."""
@@ -114,13 +192,32 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<flashgen.Kernel {self.spec.name}: {self.plan.kernel}>"
 
-    def _prepare(self, key: Signature, q: Tensor, k: Tensor, v: Tensor) -> Run:
+    def _given(
+        self,
+        q: Tensor,
+        k: Tensor,
+        tensors: Mapping[str, Tensor] | None,
+        params: Mapping[str, float] | None,
+        sink: Tensor | None,
+        prepared: Prepared | None,
+    ) -> Inputs:
+        given = arrange(self.declared, tensors, params, sink, name=self.spec.name)
+        if prepared is None:
+            return given
+        check_use(prepared, self.key, Sizes.of(q, k, self.plan.align), given.params)
+        return replace(given, prepared=prepared.tensors)
+
+    def _prepare(self, key: Signature, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs | None) -> Run:
         check_kernel(q, k, v, self.plan, name=self.spec.name)
+        if inputs is None:
+            inputs = NO_INPUTS
+        sizes = Sizes.of(q, k, self.plan.align)
+        check_inputs(self.declared, inputs, sizes, q.device)
         with self._lock:
             if q.device.type == "cpu":
                 launch: Run = self._interpret
             elif q.is_cuda:
-                launch = self._load(q.device).prepare(q, k, v, self.run)
+                launch = self._load(q.device).prepare(q, k, v, self.run, inputs)
             else:
                 raise LaunchError(f"flashgen runs on CUDA and CPU tensors; q is on {q.device}")
             if len(self._launches) >= LAUNCHES_MAX:
@@ -146,8 +243,11 @@ class Kernel:
             hint="target: auto builds for the GPU that the tensors are on",
         )
 
-    def _interpret(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
-        return interpret(self.plan, q, k, v, scale=scale)
+    def _interpret(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+        inputs: Inputs | None = None, /,
+    ) -> Outputs:  # fmt: skip
+        return interpret_with(self.plan, q, k, v, scale, inputs or NO_INPUTS)
 
 
 __all__ = ["Kernel"]

@@ -12,7 +12,6 @@ import ctypes
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -23,7 +22,20 @@ from flashgen.build import Cubin
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_scale
+from flashgen.runtime.counters import tile_counters
+from flashgen.runtime.inputs import Inputs, Sizes
+from flashgen.runtime.layouts import (
+    ALIGNMENT,
+    Outputs,
+    Run,
+    readable,
+    taken_as_is,
+    with_copies,
+    with_readable,
+    without_keys,
+)
 from flashgen.runtime.parameters import Parameters, Shapes, parameters
+from flashgen.runtime.prepare import Preparation
 
 try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
     from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided  # type: ignore[attr-defined]
@@ -34,17 +46,10 @@ except ImportError:
         return torch.empty_strided(size, stride, dtype=dtype, device="cuda")
 
 
-Outputs = tuple[Tensor, Tensor | None]
-# q, k, v, scale, return_lse -> o, lse
-Run = Callable[[Tensor, Tensor, Tensor, float | None, bool], Outputs]
-
-_ALIGNMENT = 16  # bytes that one copy instruction moves, and what TMA asks of addresses and strides
 LAUNCHES_MAX = 4096  # shapes remembered by one kernel; then all are forgotten: preparing takes microseconds
 
 _GRID_MAX = 2**31 - 1
 _NO_CONTEXT = (201, 400)  # CUDA_ERROR_INVALID_CONTEXT, .._HANDLE: this thread may not have used the GPU yet
-_COUNTERS = 1024
-_COUNTER_SPACING = 32  # in int32: one counter to a cache line
 
 
 class LoadedKernel:
@@ -71,11 +76,14 @@ class LoadedKernel:
         self._counters = tile_counters(device) if plan.family == "sm90" else None
         with torch.cuda.device(device):
             try:
-                self._module, kernel = _load(cupy, cubin)
+                self._module = _load(cupy, cubin)
+                kernel = self._module.get_function(cubin.kernel)
                 kernel.max_dynamic_shared_size_bytes = plan.smem_bytes
                 # Leave the L1 cache no more than it must have: K and V are read through shared memory alone.
                 kernel.preferred_shared_memory_carveout = 100
                 self.function = kernel.kernel.ptr
+                if plan.preparation:
+                    self.prepare_function = self._module.get_function(f"{cubin.kernel}_prepare").kernel.ptr
             except driver.CUDADriverError as error:
                 name = torch.cuda.get_device_name(device)
                 raise LaunchError(
@@ -83,18 +91,48 @@ class LoadedKernel:
                     hint="`flashgen doctor` compares the driver with the CUDA that compiled the kernel",
                 ) from None
 
-    def prepare(self, q: Tensor, k: Tensor, v: Tensor, again: Run) -> Run:
+    def prepare(self, q: Tensor, k: Tensor, v: Tensor, again: Run, inputs: Inputs | None = None) -> Run:
         """A launch for tensors like these, which have been checked; `again` is called with copies where one
         is needed.
         """
         batch, seqlen_q, heads_q, _ = q.shape
         shape = (batch, seqlen_q, heads_q, self.plan.head_dim_v)
         if 0 in shape or k.shape[1] == 0:
-            return _without_keys(shape)
-        copies = tuple(not _taken_as_is(tensor, self.plan) for tensor in (q, k, v))
+            return without_keys(shape)
+        copies = tuple(not taken_as_is(tensor, self.plan) for tensor in (q, k, v))
         if any(copies):
-            return _with_copies(copies, again)
-        return Launch(self, q, k, v, again)
+            return with_copies(copies, again)
+        if inputs is not None and readable(inputs) is not inputs:
+            return with_readable(again)
+        return Launch(self, q, k, v, again, inputs)
+
+    def prepared(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the mask needs, computed by a launch of its preparation alone; q, k and v are not read."""
+        inputs = readable(inputs)
+        return Launch(self, q, k, v, without_keys(q.shape), inputs).prepare(inputs)
+
+    def start(self, *launch: int) -> None:
+        """`cuLaunchKernel` on this GPU. Raises `LaunchError` where the driver refuses."""
+        try:
+            self.launch_kernel(*launch)
+        except self.driver_error as error:
+            self.start_again(error, *launch)
+
+    def start_again(self, error: Any, *launch: int) -> None:
+        """After an error of the driver, which is raised where it is not to be mended.
+
+        A fresh thread has no context until a runtime call makes one current; torch's allocator, served from
+        its cache, makes none.
+        """
+        if error.status in _NO_CONTEXT:
+            self.make_current()
+            try:
+                self.launch_kernel(*launch)
+            except self.driver_error as second:
+                error = second
+            else:
+                return
+        raise LaunchError(f"{self.plan.kernel} on {self.device}: {error}") from None
 
     def make_current(self) -> None:
         """Make the GPU's context current to this thread."""
@@ -112,7 +150,9 @@ class LoadedKernel:
 class Launch:
     """One kernel at one set of shapes and strides."""
 
-    def __init__(self, loaded: LoadedKernel, q: Tensor, k: Tensor, v: Tensor, again: Run) -> None:
+    def __init__(
+        self, loaded: LoadedKernel, q: Tensor, k: Tensor, v: Tensor, again: Run, inputs: Inputs | None
+    ) -> None:
         plan = loaded.plan
         batch, seqlen_q, heads_q, _ = q.shape
         o_shape = (batch, seqlen_q, heads_q, plan.head_dim_v)
@@ -127,6 +167,7 @@ class Launch:
             k_stride=k.stride()[:3],
             v_stride=v.stride()[:3],
             o_stride=o_stride,
+            input_strides=() if inputs is None else tuple(tensor.stride() for tensor in inputs.tensors),
         )
         prepared = parameters(plan, shapes, loaded.sms)
         if prepared.grid > _GRID_MAX:
@@ -143,17 +184,24 @@ class Launch:
         self._current_device = torch._C._cuda_getDevice
         # cuLaunchKernel takes an array of pointers to parameters; there is one.
         self._arguments = (ctypes.c_void_p * 1)(prepared.address)
-        self._enqueue = _enqueuer(loaded, prepared, ctypes.addressof(self._arguments), self._index)
+        arguments = ctypes.addressof(self._arguments)
+        self.preparation = Preparation(loaded, Sizes.of(q, k, plan.align), prepared.inputs, arguments)
+        # The driver reads the struct during the launch; a second thread must not write to it meanwhile.
+        self._lock = Lock()
+        self._enqueue = _enqueuer(loaded, prepared, arguments, self._index, self.preparation, self._lock)
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+        inputs: Inputs | None = None, /,
+    ) -> Outputs:  # fmt: skip
         q_data, k_data, v_data = q.data_ptr(), k.data_ptr(), v.data_ptr()
-        if (q_data | k_data | v_data) % _ALIGNMENT:
-            copies = tuple(bool(data % _ALIGNMENT) for data in (q_data, k_data, v_data))
-            return _with_copies(copies, self._again)(q, k, v, scale, return_lse)
+        if (q_data | k_data | v_data) % ALIGNMENT:
+            copies = tuple(bool(data % ALIGNMENT) for data in (q_data, k_data, v_data))
+            return with_copies(copies, self._again)(q, k, v, scale, return_lse, inputs)
         # New tensors come on the current GPU, and cuLaunchKernel wants the function's own to be that.
         if self._current_device() != self._index:
             with torch.cuda.device(self._index):
-                return self(q, k, v, scale, return_lse)
+                return self(q, k, v, scale, return_lse, inputs)
         if scale is None:
             scale = self._scale
         else:
@@ -161,9 +209,9 @@ class Launch:
         o = empty_strided(*self._o)
         if return_lse:
             lse = empty_strided(*self._lse)
-            self._enqueue(q_data, k_data, v_data, o.data_ptr(), lse.data_ptr(), scale, None)
+            self._enqueue(q_data, k_data, v_data, o.data_ptr(), lse.data_ptr(), scale, None, inputs)
             return o, lse
-        self._enqueue(q_data, k_data, v_data, o.data_ptr(), 0, scale, None)
+        self._enqueue(q_data, k_data, v_data, o.data_ptr(), 0, scale, None, inputs)
         return o, None
 
     def write(
@@ -176,6 +224,7 @@ class Launch:
         scale: float,
         *,
         counter: int | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         """Launch into given outputs, contiguous and of the shapes that a call would allocate.
 
@@ -183,13 +232,26 @@ class Launch:
         GPU's.
         """
         with torch.cuda.device(self._index):
-            self._enqueue(q, k, v, o.data_ptr(), 0 if lse is None else lse.data_ptr(), scale, counter)
+            self._enqueue(q, k, v, o.data_ptr(), 0 if lse is None else lse.data_ptr(), scale, counter, inputs)
+
+    def prepare(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the kernel's mask needs, computed by a launch of its preparation alone."""
+        with torch.cuda.device(self._index), self._lock:
+            return self.preparation.fresh(inputs, torch._C._cuda_getCurrentRawStream(self._index))
 
 
-Enqueue = Callable[[int, int, int, int, int, float, int | None], None]  # q, k, v, o, lse, scale, counter
+# q, k, v, o, lse, scale, counter, inputs
+Enqueue = Callable[[int, int, int, int, int, float, int | None, Inputs | None], None]
 
 
-def _enqueuer(loaded: LoadedKernel, prepared: Parameters, arguments: int, index: int) -> Enqueue:
+def _enqueuer(
+    loaded: LoadedKernel,
+    prepared: Parameters,
+    arguments: int,
+    index: int,
+    preparation: Preparation,
+    lock: Lock,
+) -> Enqueue:
     """A function that launches at the addresses that it is given, on the current stream of GPU `index`.
 
     A closure: reading what it holds costs less than reading attributes.
@@ -197,129 +259,40 @@ def _enqueuer(loaded: LoadedKernel, prepared: Parameters, arguments: int, index:
     plan, grid = loaded.plan, prepared.grid
     function, threads, smem = loaded.function, plan.threads, plan.smem_bytes
     launch_kernel, driver_error = loaded.launch_kernel, loaded.driver_error
-    point_at = prepared.point_at
+    point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
-    # The driver reads the struct during the launch; a second thread must not write to it meanwhile.
-    lock = Lock()
 
-    def enqueue(q: int, k: int, v: int, o: int, lse: int, scale: float, counter: int | None) -> None:
+    def enqueue(
+        q: int, k: int, v: int, o: int, lse: int, scale: float, counter: int | None, inputs: Inputs | None
+    ) -> None:
         stream = current_stream(index)
         if counter is None:
             counter = free_counter(stream) if free_counter else 0
         with lock:
             point_at(q, k, v, o, lse, counter, scale)
+            if inputs is not None:
+                _held = preparation(inputs, stream)  # until the launch that reads it is enqueued
             try:
                 launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
             except driver_error as error:
-                if error.status not in _NO_CONTEXT:
-                    raise refused(error) from None
-                # A fresh thread has no context until a runtime call makes one current; torch's allocator,
-                # served from its cache, makes none.
-                loaded.make_current()
-                try:
-                    launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
-                except driver_error as second:
-                    raise refused(second) from None
-
-    def refused(error: Exception) -> LaunchError:
-        return LaunchError(f"{plan.kernel} on {loaded.device}: {error}")
+                start_again(error, function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
 
     return enqueue
 
 
-class TileCounters:
-    """The int32 counters from which persistent blocks draw their tiles: zero before a launch, left at zero by
-    it.
-
-    Launches on one stream follow one another and share a counter. A captured launch gets one of its own: its
-    graph may be replayed on any stream. Counters of graphs are not taken back; when all are out, a captured
-    launch gets a tensor from the graph's own memory, which the graph clears at each replay.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._counters = torch.zeros(_COUNTERS * _COUNTER_SPACING, dtype=torch.int32, device=device)
-        torch.cuda.synchronize(device)  # the zeros are written on one stream and read on many
-        self._free = iter(range(self._counters.data_ptr(), *self._end()))
-        self._of_stream: dict[int, int] = {}
-        self._device = device
-        self._capturing = torch._C._cuda_isCurrentStreamCapturing
-        self._lock = Lock()
-
-    def address(self, stream: int) -> int:
-        if self._capturing():
-            with self._lock:
-                address = next(self._free, None)
-            return address or self._cleared_by_graph()
-        address = self._of_stream.get(stream)
-        if address is None:
-            with self._lock:
-                address = next(self._free, None)
-            if address is None:
-                raise LaunchError(f"more than {_COUNTERS} streams and captured launches on {self._device}")
-            self._of_stream[stream] = address
-        return address
-
-    def _cleared_by_graph(self) -> int:
-        # Freed at once: within the graph, what reuses the memory comes after the launch on the same stream.
-        return torch.zeros(1, dtype=torch.int32, device=self._device).data_ptr()
-
-    def _end(self) -> tuple[int, int]:
-        size = self._counters.element_size()
-        return self._counters.data_ptr() + self._counters.numel() * size, _COUNTER_SPACING * size
-
-
-@cache
-def tile_counters(device: torch.device) -> TileCounters:
-    """The counters of a GPU; made with the first kernel that is loaded there."""
-    return TileCounters(device)
-
-
-def _load(cupy: Any, cubin: Cubin) -> tuple[Any, Any]:
+def _load(cupy: Any, cubin: Cubin) -> Any:
     if cubin.path is not None and cubin.path.is_file():
-        module = cupy.RawModule(path=os.fspath(cubin.path))
-        return module, module.get_function(cubin.kernel)
+        return cupy.RawModule(path=os.fspath(cubin.path))
     # Built without the cache, or cleared from it since.
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f"{cubin.kernel}.cubin")
         with open(path, "wb") as file:
             file.write(cubin.binary)
         module = cupy.RawModule(path=path)
-        return module, module.get_function(cubin.kernel)
+        module.get_function(cubin.kernel)  # loads it, while the file is there
+        return module
 
 
-def _taken_as_is(tensor: Tensor, plan: KernelPlan) -> bool:
-    """Whether the kernel can read this layout: head_dim contiguous, rows that start at 16 bytes.
-
-    TMA cannot step by zero, so an expanded tensor is copied for the sm90 family.
-    """
-    *outer, last = tensor.stride()
-    steps = [stride for stride, length in zip(outer, tensor.shape[:3], strict=True) if length > 1]
-    aligned = all(stride * tensor.element_size() % _ALIGNMENT == 0 for stride in steps)
-    return last == 1 and aligned and not (plan.family == "sm90" and 0 in steps)
-
-
-def _with_copies(copies: tuple[bool, ...], again: Run) -> Run:
-    def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
-        tensors = [
-            tensor.clone(memory_format=torch.contiguous_format) if copy else tensor
-            for copy, tensor in zip(copies, (q, k, v), strict=True)
-        ]
-        return again(tensors[0], tensors[1], tensors[2], scale, return_lse)
-
-    return run
-
-
-def _without_keys(shape: tuple[int, int, int, int]) -> Run:
-    """No work for a GPU: an empty output, or no key at all, which is a row with every key masked."""
-
-    def run(q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
-        o = q.new_zeros(shape)
-        lse_shape = (shape[0], shape[2], shape[1])
-        return o, q.new_full(lse_shape, -torch.inf, dtype=torch.float32) if return_lse else None
-
-    return run
-
-
-__all__ = ["LAUNCHES_MAX", "Launch", "LoadedKernel", "Outputs", "Run", "TileCounters", "tile_counters"]
+__all__ = ["LAUNCHES_MAX", "Launch", "LoadedKernel"]

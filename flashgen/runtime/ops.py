@@ -7,6 +7,7 @@ flat through `torch.library.Library`: the `custom_op` decorator costs 20 us of h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,17 +16,22 @@ from torch.autograd import forward_ad
 
 from flashgen.errors import LaunchError
 from flashgen.runtime.arguments import check_layout
-from flashgen.runtime.launch import Outputs
+from flashgen.runtime.inputs import Inputs
+from flashgen.runtime.layouts import Outputs
 
 _SCHEMA = (
-    "forward(Tensor q, Tensor k, Tensor v, float? scale, str kernel, bool return_lse) -> (Tensor, Tensor)"
+    "forward(Tensor q, Tensor k, Tensor v, float? scale, str kernel, bool return_lse, Tensor[] inputs, "
+    "float[] params, Tensor? sink, Tensor[] prepared) -> (Tensor, Tensor)"
 )
 
 
 class Runnable(Protocol):
     """What the op needs of a kernel."""
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs: ...
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+        inputs: Inputs | None = None, /,
+    ) -> Outputs: ...  # fmt: skip
 
 
 _kernels: dict[str, Runnable] = {}
@@ -37,22 +43,27 @@ def register(key: str, kernel: Runnable) -> None:
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool,
+    inputs: Sequence[Tensor], params: Sequence[float], sink: Tensor | None, prepared: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     if kernel not in _kernels:
         raise LaunchError(
             f"no kernel {kernel!r} in this process",
             hint="a compiled graph needs the same flashgen.load(...) that it was compiled with",
         )
-    o, lse = _kernels[kernel].run(q, k, v, scale, return_lse)
+    given = None
+    if inputs or params or sink is not None or prepared:
+        given = Inputs(tuple(inputs), tuple(params), sink, tuple(prepared))
+    o, lse = _kernels[kernel].run(q, k, v, scale, return_lse, given)
     if lse is None or not return_lse:
         lse = q.new_empty(0, dtype=torch.float32)
     return o, lse
 
 
 def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool,
+    inputs: Sequence[Tensor], params: Sequence[float], sink: Tensor | None, prepared: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     check_layout(q, k, v)
     batch, seqlen_q, heads_q, _ = q.shape
     o = q.new_empty(batch, seqlen_q, heads_q, v.shape[3])
@@ -63,8 +74,9 @@ def _forward_fake(
 def _forward_autograd(
     keyset: torch._C.DispatchKeySet,
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool,
+    inputs: Sequence[Tensor], params: Sequence[float], sink: Tensor | None, prepared: Sequence[Tensor],
 ) -> Any:  # fmt: skip
-    tensors = (q, k, v)
+    tensors = (q, k, v, *inputs, *(() if sink is None else (sink,)))
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not wanted and forward_ad._current_level >= 0:
         wanted = any(_has_tangent(tensor) for tensor in tensors)
@@ -75,8 +87,9 @@ def _forward_autograd(
         )
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.flashgen.forward.default.redispatch(
-            keyset & torch._C._after_autograd_keyset, q, k, v, scale, kernel, return_lse
-        )
+            keyset & torch._C._after_autograd_keyset,
+            q, k, v, scale, kernel, return_lse, inputs, params, sink, prepared,
+        )  # fmt: skip
 
 
 def _has_tangent(tensor: Tensor) -> bool:

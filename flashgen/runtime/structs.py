@@ -103,16 +103,18 @@ class InputFields:
 
     def __init__(self, struct: Any, plan: KernelPlan, strides: Sequence[Sequence[int]]) -> None:
         """`strides` are those of the plan's tensors, in elements, of all their axes."""
+        data = memoryview(struct).cast("B")
+        self._words, self._first_word = data.cast("Q"), 0
+        self._slots: list[tuple[memoryview[Any], int]] = []
         if not hasattr(struct, "inputs"):
             return
         inputs = struct.inputs
         for tensor, steps in zip(plan.tensors, strides, strict=True):
             if len(steps) > 1:
                 getattr(inputs, f"{tensor.name}_stride")[:] = steps[:-1]
-        data = memoryview(struct).cast("B")
         offset = type(struct).inputs.offset
-        self._words, self._first_word = data.cast("Q"), offset // 8
-        views = {"int": data.cast("i"), "float": data.cast("f")}
+        self._first_word = offset // 8
+        views: dict[str, memoryview[Any]] = {"int": data.cast("i"), "float": data.cast("f")}
         self._slots = [
             (views[parameter.kind], (offset + getattr(type(inputs), parameter.name).offset) // 4)
             for parameter in plan.parameters

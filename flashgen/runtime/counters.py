@@ -1,0 +1,63 @@
+"""The counters from which persistent blocks draw their tiles."""
+
+from __future__ import annotations
+
+from functools import cache
+from threading import Lock
+
+import torch
+
+from flashgen.errors import LaunchError
+
+_COUNTERS = 1024
+_COUNTER_SPACING = 32  # in int32: one counter to a cache line
+
+
+class TileCounters:
+    """The int32 counters from which persistent blocks draw their tiles: zero before a launch, left at zero by
+    it.
+
+    Launches on one stream follow one another and share a counter. A captured launch gets one of its own: its
+    graph may be replayed on any stream. Counters of graphs are not taken back; when all are out, a captured
+    launch gets a tensor from the graph's own memory, which the graph clears at each replay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._counters = torch.zeros(_COUNTERS * _COUNTER_SPACING, dtype=torch.int32, device=device)
+        torch.cuda.synchronize(device)  # the zeros are written on one stream and read on many
+        self._free = iter(range(self._counters.data_ptr(), *self._end()))
+        self._of_stream: dict[int, int] = {}
+        self._device = device
+        self._capturing = torch._C._cuda_isCurrentStreamCapturing
+        self._lock = Lock()
+
+    def address(self, stream: int) -> int:
+        if self._capturing():
+            with self._lock:
+                address = next(self._free, None)
+            return address or self._cleared_by_graph()
+        address = self._of_stream.get(stream)
+        if address is None:
+            with self._lock:
+                address = next(self._free, None)
+            if address is None:
+                raise LaunchError(f"more than {_COUNTERS} streams and captured launches on {self._device}")
+            self._of_stream[stream] = address
+        return address
+
+    def _cleared_by_graph(self) -> int:
+        # Freed at once: within the graph, what reuses the memory comes after the launch on the same stream.
+        return torch.zeros(1, dtype=torch.int32, device=self._device).data_ptr()
+
+    def _end(self) -> tuple[int, int]:
+        size = self._counters.element_size()
+        return self._counters.data_ptr() + self._counters.numel() * size, _COUNTER_SPACING * size
+
+
+@cache
+def tile_counters(device: torch.device) -> TileCounters:
+    """The counters of a GPU; made with the first kernel that is loaded there."""
+    return TileCounters(device)
+
+
+__all__ = ["TileCounters", "tile_counters"]
