@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import sympy
-from sympy import And, Expr, Ge, Le, Lt, Mul, Or, S
+from sympy import Expr, Mul, S
 from sympy.core.function import AppliedUndef
-from sympy.logic.boolalg import Boolean
 
 from flashgen.codegen.expression import LevelPrinter
 from flashgen.codegen.levels import (
+    FIRST_KV,
     PRODUCT,
     TANH,
     Kind,
@@ -25,10 +25,13 @@ from flashgen.codegen.levels import (
     levelled,
 )
 from flashgen.codegen.reads import C_TYPES, Reads
+from flashgen.codegen.printer import bracketed
 from flashgen.plan.model import KernelPlan
+from flashgen.spec import derivation
+from flashgen.spec.bounds import RowBounds
 from flashgen.spec.functions import sigmoid
 from flashgen.spec.inputs import TensorInput
-from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCORE, SEQLEN_KV
+from flashgen.spec.symbols import KV, SCORE, SEQLEN_KV, SEQLEN_Q
 
 PREPARE_THREADS = {"map": 512, "ranges": 128}
 """Threads of a block of the preparation kernel."""
@@ -36,6 +39,10 @@ PREPARE_THREADS = {"map": 512, "ranges": 128}
 _COLUMNS = 110  # of a line of printed code
 
 _COSTLY = (AppliedUndef, sympy.tanh, sympy.exp, sympy.log, sigmoid, sympy.Pow, sympy.floor)
+_HEADERS = {  # by the functions that they hold
+    "elementary.cuh": r"\b(scaled_tanh|tanh_approx|log2_approx|r?sqrt_approx)\b",
+    "read.cuh": r"\bread\(",
+}
 _PARAMETERS = (  # of a printed function, by what its text holds
     (r"\bparams\b", "const AttentionParams &params"),
     (r"\bterms\b", "const HeadTerms &terms"),
@@ -116,7 +123,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Keep:
-    """The mask, to be tested element by element."""
+    """What the intervals leave of a mask, to be tested element by element."""
 
     text: str
     row: Row
@@ -133,11 +140,21 @@ class Segment:
 
 @dataclass(frozen=True)
 class Search:
-    """A condition that holds from some key on (`first`), or up to some key, found by bisection."""
+    """`result` is the first key `kv` with ``read <relation> value``."""
 
-    first: bool
-    key: str  # ...
-    than: str
+    result: str
+    read: str
+    relation: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What the preparation kernel finds for each row."""
+
+    variables: tuple[Value, ...]  # of the head
+    searches: tuple[Search, ...]
+    interval: Segment
 
 
 @dataclass(frozen=True)
@@ -150,9 +167,9 @@ class Elements:
     score: Score | None
     keep: Keep | None
     segments: tuple[Segment, ...]
-    listed: bool  # the tiles of a q tile come from a list, and are masked element by element
-    map_batches: bool  # the lists differ between batches
-    map_heads: bool  # the lists differ between heads
+    ranges: Ranges | None
+    listed: bool  # the tiles of a q tile come from a list: of memory, or of several intervals
+    over: frozenset[str]  # "batch", "head": what the mask depends on
 
     @property
     def terms(self) -> str:
@@ -164,9 +181,46 @@ class Elements:
         return ", const HeadTerms &terms" if self.head_terms else ""
 
     @property
-    def headers(self) -> tuple[str, ...]:
-        """Device headers that the printed text needs."""
-        return tuple(sorted({"elementary.cuh", "read.cuh"}))
+    def list_index(self) -> str:
+        """Which of the lists of a map is that of `q_tile`, of `q_tiles` for each head that has its own."""
+        batch_head = {
+            frozenset({"batch", "head"}): "batch * params.heads_q + head",
+            frozenset({"batch"}): "batch",
+            frozenset({"head"}): "head",
+        }.get(self.over)
+        return "q_tile" if batch_head is None else f"{bracketed(batch_head)} * q_tiles + q_tile"
+
+    @property
+    def headers(self) -> list[str]:
+        """Device headers that the printed text needs beyond those of every kernel."""
+        functions = [] if self.score is None else [self.score.argument, self.score.element]
+        functions += [] if self.score is None else [diagonal.function for diagonal in self.score.diagonals]
+        functions += [] if self.keep is None else [self.keep.element]
+        rows = [part.row for part in (self.score, self.keep) if part is not None]
+        values = [*self.head_variables, *(value for row in rows for value in row.variables)]
+        values += [value for function in functions if function is not None for value in function.variables]
+        texts = [value.text for value in values] + [f.result for f in functions if f is not None]
+        texts += [end for segment in self.segments for end in (segment.first, segment.last) if end is not None]
+        needed = {
+            header for header, words in _HEADERS.items() for text in texts if re.search(words, text)
+        }
+        return sorted(needed)
+
+    @property
+    def end_parameters(self) -> str:
+        """Parameters of a function that prints an end of a segment, beside `q`, `seqlen_q` and `seqlen_kv`."""
+        declared = {"params": "const AttentionParams &params", "terms": "const HeadTerms &terms"}
+        return "".join(f", {declared[name]}" for name in self._end_needs)
+
+    @property
+    def end_arguments(self) -> str:
+        """What is passed for `end_parameters`."""
+        return "".join(f", {name}" for name in self._end_needs)
+
+    @property
+    def _end_needs(self) -> list[str]:
+        text = " ".join(end for segment in self.segments for end in (segment.first, segment.last) if end)
+        return [name for name in ("params", "terms") if re.search(rf"\b{name}\.", text)]
 
 
 @lru_cache(maxsize=256)
@@ -183,15 +237,11 @@ class _Build:
         self._head = Scope("terms.")
         self._repeated = repeated
         self._levels: list[Levels] = []
-        derivation = plan.mask.derivation
-        listed = derivation.route == "map" or len(derivation.segments) > 1
+        mask = plan.mask.derivation
+        listed = mask.route == "map" or len(mask.segments) > 1
         score = self._score() if plan.score.expr != SCORE else None
-        keep = self._keep() if listed else None
-        segments = tuple(
-            Segment(*(None if end is None else self._end(end) for end in (bounds.first, bounds.last)))
-            for bounds in derivation.segments
-        )
-        free = plan.mask.condition.free_symbols
+        keep = self._keep() if mask.route == "map" else None
+        segments = tuple(self._segment(self._head, bounds) for bounds in mask.segments)
         self.elements = Elements(
             inputs=_inputs(plan),
             head_variables=tuple(self._head.values.values()),
@@ -199,16 +249,16 @@ class _Build:
             score=score,
             keep=keep,
             segments=segments,
+            ranges=None if mask.ranges is None else self._ranges(mask.ranges),
             listed=listed,
-            map_batches=BATCH in free,
-            map_heads=bool({HEAD, HEAD_KV} & free),
+            over=mask.over,
         )
 
     def uses(self) -> dict[tuple[sympy.Basic, Kind], int]:
         return {key: uses for levels in self._levels for key, uses in levels.uses.items()}
 
-    def _printer(self, *, split_edges: bool) -> LevelPrinter:
-        levels = Levels(self._head, self._repeated)
+    def _printer(self, *, split_edges: bool = False, head: Scope | None = None) -> LevelPrinter:
+        levels = Levels(head or self._head, self._repeated)
         self._levels.append(levels)
         reads = Reads(self._plan.tensors, align=self._plan.align, split_edges=split_edges)
         return LevelPrinter(levels, reads, self._plan.parameters, self._plan.group)
@@ -258,24 +308,34 @@ class _Build:
         )
 
     def _keep(self) -> Keep:
-        printer = self._printer(split_edges=False)
-        mask = self._plan.mask
-        condition: Boolean = mask.condition
-        if mask.derivation.route == "bounds":
-            condition = Or(*[_inside(bounds.first, bounds.last) for bounds in mask.derivation.segments])
-        expr = levelled(And(condition, Lt(KV, SEQLEN_KV)))
-        element = self._function(printer, "keep_element", "bool", "KeepRow", expr)
-        return Keep(text=str(mask.condition), row=_row(printer), element=element)
+        printer = self._printer()
+        residual = self._plan.mask.derivation.residual
+        element = self._function(printer, "keep_element", "bool", "KeepRow", levelled(residual))
+        return Keep(text=str(residual), row=_row(printer), element=element)
 
-    def _end(self, end: Expr) -> str:
-        printer = self._printer(split_edges=False)
+    def _segment(self, head: Scope, bounds: RowBounds) -> Segment:
+        ends = (None if end is None else self._end(head, end) for end in (bounds.first, bounds.last))
+        return Segment(*ends)
+
+    def _end(self, head: Scope, end: Expr) -> str:
+        printer = self._printer(head=head)
+        printer.leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
         with printer.levels.inside("row"):
-            return printer.value(end, "int")
+            return str(printer.doprint(end))
 
-
-def _inside(first: Expr | None, last: Expr | None) -> Boolean:
-    ends = [] if first is None else [Ge(KV, first)]
-    return And(*ends, *([] if last is None else [Le(KV, last)]))
+    def _ranges(self, ranges: derivation.Ranges) -> Ranges:
+        head = Scope("")
+        searches = tuple(
+            Search(
+                search.result.name,
+                self._end(head, search.read.xreplace({KV: FIRST_KV})),
+                search.relation,
+                self._end(head, search.value),
+            )
+            for search in ranges.searches
+        )
+        interval = self._segment(head, ranges.bounds)
+        return Ranges(tuple(head.values.values()), searches, interval)
 
 
 def _row(printer: LevelPrinter) -> Row:
@@ -316,13 +376,13 @@ def _diagonals(expr: Expr) -> list[Expr]:
 
 def _inputs(plan: KernelPlan) -> tuple[str, ...]:
     """Members of `Inputs`: pointers, strides, integers, floats; what the launch writes, in that order."""
-    derivation = plan.mask.derivation
+    route = plan.mask.derivation.route
     members = [f"const {C_TYPES[tensor.dtype]} *{identifier(tensor.name)};{_shape(tensor)}" for tensor in plan.tensors]
     if plan.sink:
         members.append("const float *sink;  // [heads_q]")
-    if derivation.route == "ranges":
+    if route == "ranges":
         members.append("int *key_first, *key_last;  // of each row, written by the preparation kernel")
-    if derivation.route == "map":
+    if route == "map":
         members.append("int *tile_counts;  // key tiles that a q tile visits, written by the preparation kernel")
         members.append("int *tile_list;  // and which: 2 * tile + masked, ascending")
     for tensor in plan.tensors:

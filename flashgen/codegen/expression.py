@@ -64,8 +64,8 @@ class LevelPrinter(IntegerPrinter):
 
     # -- levels
 
-    def value(self, expr: sympy.Basic, kind: Kind) -> str:
-        """`expr` as an operand of what is printed at the present level."""
+    def value(self, expr: sympy.Basic, kind: Kind, hint: str = "") -> str:
+        """`expr` as an operand of what is printed at the present level. `hint` is a name for it, if it needs one."""
         level = level_of(expr)
         if level == "constant" or not self.levels.below(level):
             return self._here(expr, kind)
@@ -73,7 +73,7 @@ class LevelPrinter(IntegerPrinter):
             text = self._here(expr, kind)
         if kind == "int" and expr.is_Add and expr.free_symbols <= _LENGTHS and all(a.is_Atom for a in expr.args):
             return text  # as cheap to compute as to keep
-        return self.levels.scopes[level].export(kind, text, _hint(expr, kind), _about(expr))
+        return self.levels.scopes[level].export(kind, text, hint or _hint(expr, kind), _about(expr))
 
     def _here(self, expr: sympy.Basic, kind: Kind) -> str:
         if expr.is_Atom or level_of(expr) == "constant":
@@ -233,7 +233,8 @@ class LevelPrinter(IntegerPrinter):
         inner = [self._signed(term, "int") for term in others]
         if b != 0:
             inner.append(self._signed(b * COLUMN, "int"))
-        return f"{_sum(inner)} {operator} {self._print(-a)}"
+        hint = {"<": "end", "<=": "last", ">": "before", ">=": "first"}.get(operator, "")
+        return f"{_sum(inner)} {operator} {self.value(-a, 'int', hint)}"
 
     def _print_congruence(self, expr: Relational) -> str | None:
         """``x % n == y`` with n constant and y per row, as ``u == c % n`` with u per row."""

@@ -29,6 +29,7 @@ LEVELS: tuple[Level, ...] = ("constant", "head", "row", "element")
 FIRST_KV = sympy.Symbol("kv'", integer=True)  # position of the thread's first column
 COLUMN = sympy.Symbol("c'", integer=True)
 PRODUCT = sympy.Symbol("s'", real=True)  # Q . K, before the scale
+FOUND = "key_found"  # so begin the names of what a search in a sorted tensor finds for a row
 TANH = sympy.Symbol("t'", real=True)  # a tanh that is computed beforehand
 
 _EVERYWHERE = re.compile(r"-?(params\.[\w.]+|\d[\w.+-]*|true|false)")
@@ -61,7 +62,7 @@ def level_of(expr: sympy.Basic) -> Level:
     free = expr.free_symbols
     if any(symbol.name.endswith("'") and symbol != FIRST_KV for symbol in free):
         return "element"
-    if Q in free or FIRST_KV in free:
+    if Q in free or FIRST_KV in free or any(symbol.name.startswith(FOUND) for symbol in free):
         return "row"
     return "head" if free or expr.has(AppliedUndef) else "constant"
 

@@ -21,7 +21,12 @@ from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
 if TYPE_CHECKING:
     from flashgen.codegen.expression import LevelPrinter
 
+PREPARED = ("key_first", "key_last")  # int32 [batch, head, seqlen_q], contiguous, of the axes that matter
 C_TYPES = {"fp32": "float", "fp16": "fp16", "bf16": "bf16", "int32": "int", "bool": "unsigned char"}
+
+
+Leaves = Literal["never", "after", "edges", "anywhere"]
+"""Where a subscript may leave its axis: only past the end, only in tiles at an edge."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class _Subscript:
 
     index: Expr
     length: Expr | None
-    leaves: Literal["never", "after", "edges", "anywhere"]  # after: only past the end; edges: only at edge tiles
+    leaves: Leaves
 
 
 class Reads:
@@ -44,16 +49,18 @@ class Reads:
 
     def element(self, printer: LevelPrinter, read: AppliedUndef) -> str:
         """The value of one element, at the printer's present level."""
-        tensor = self._tensors[str(read.func)]
+        tensor = self._tensors.get(str(read.func)) or _prepared(read)
+        if not tensor.index:
+            return f"read(params.inputs.{identifier(tensor.name)})"
         subscripts = [self._subscript(axis, at) for axis, at in zip(tensor.index, read.args, strict=True)]
         *strided, last = subscripts
-        stride = f"params.inputs.{identifier(tensor.name + '_stride')}"
         parts: dict[str, list[str]] = {"head": [], "row": [], "element": []}
         for position, subscript in enumerate(strided):
             level = level_of(subscript.index)
             level = "head" if level == "constant" else level
             with printer.levels.inside(level):
-                parts[level].append(f"{bracketed(self._clamped(printer, subscript))} * {stride}[{position}]")
+                index = bracketed(self._clamped(printer, subscript))
+                parts[level].append(f"{index} * {_stride(tensor, position)}")
         walk = self._walk(printer, tensor, last)
         if walk is None:
             level = level_of(last.index)
@@ -84,7 +91,9 @@ class Reads:
         if axis == "q":
             return _Subscript(at - self._q_offset, SEQLEN_Q, "after" if at == Q else "anywhere")
         if axis == "kv":
-            return _Subscript(at, SEQLEN_KV, "edges" if at == FIRST_KV + COLUMN else "anywhere")
+            # A lone FIRST_KV is the key that a search looks at, and exists.
+            leaves: Leaves = {FIRST_KV + COLUMN: "edges", FIRST_KV: "never"}.get(at, "anywhere")
+            return _Subscript(at, SEQLEN_KV, leaves)
         if axis == "q - kv":
             walks = sympy.expand(at - (Q - FIRST_KV - COLUMN)) == 0
             start = self._q_offset - (SEQLEN_KV - 1)
@@ -130,6 +139,21 @@ class Reads:
             return f" {sign} {column}"
         self.edges = True
         return f" {sign} (kEdge ? {column} : c)"
+
+
+def _stride(tensor: TensorInput, position: int) -> str:
+    """Elements between neighbours on an axis before the last."""
+    if tensor.name not in PREPARED:
+        return f"params.inputs.{identifier(tensor.name + '_stride')}[{position}]"
+    extents = {"head": "params.heads_q", "q": "params.seqlen_q"}
+    inner = [extents[str(axis)] for axis in tensor.index[position + 1 :]]
+    return " * ".join([f"static_cast<int64_t>({inner[0]})", *inner[1:]])
+
+
+def _prepared(read: AppliedUndef) -> TensorInput:
+    """What the preparation kernel has written, by the axes that it is read at."""
+    axes: dict[Expr, str] = {BATCH: "batch", HEAD: "head", Q: "q"}
+    return TensorInput(str(read.func), tuple(axes[at] for at in read.args), "int32")
 
 
 __all__ = ["C_TYPES", "Reads"]

@@ -101,6 +101,13 @@ struct TileReader : TileShare<kHeadDim, kRows, kThreads> {
     }
     if constexpr (Share::kExcess > 0) source += excess;
   }
+
+  // Loads the tile that lies `tiles` below the one that is next, and stays where it is.
+  __device__ __forceinline__ void load_below(uint32_t shared, int tiles, int rows) const {
+    TileReader below = *this;
+    below.source += tiles * (Share::kPasses * step - excess);
+    below.load(shared, rows);
+  }
 };
 
 // shared -> global [rows, head_dim]

@@ -96,6 +96,20 @@ struct OnlineSoftmax {
     }
   }
 
+  // The same where a logit without a value, `sink`, joins the sum of each row: exp(sink) beside the exp(scale * s).
+  __device__ __forceinline__ void finish(float (&inverse)[2], float sink, float scale) {
+    const float factor = scale * kLog2e;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float raised = fmaxf(maximum[r], sink / scale);
+      const float reference = raised == negative_infinity() ? 0.0f : raised * factor;
+      const float correction = exp2_approx(fmaf(maximum[r], factor, -reference));
+      sum[r] = fmaf(quad_sum(sum[r]), correction, exp2_approx(fmaf(sink, kLog2e, -reference)));
+      inverse[r] = sum[r] == 0.0f ? 0.0f : correction * reciprocal_approx(sum[r]);
+      maximum[r] = raised;
+    }
+  }
+
   // Natural logarithm of the sum of exp(scale * s) over row r, after `finish`; -inf for a row with no kept key.
   __device__ __forceinline__ float log_sum_exp(int r, float scale) const {
     return sum[r] == 0.0f ? negative_infinity() : maximum[r] * scale + __logf(sum[r]);
