@@ -20,7 +20,7 @@ from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.label import mask_label, score_label
 from flashgen.spec.mathematics import Align, Context, Mathematics, read_mask, read_mathematics
 from flashgen.spec.problems import wrong
-from flashgen.spec.record import Flag, Named, Record, both, size
+from flashgen.spec.record import Flag, Named, Record, as_text, both, size
 
 if TYPE_CHECKING:
     from flashgen.spec.derivation import MaskDerivation
@@ -65,10 +65,6 @@ class HeadDim(Record):
         return both(value, "head_dim", ("qk", "v"))
 
 
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
 def _each_named(what: str) -> Callable[[Mapping[str, _T]], Named[_T]]:
     def named(items: Mapping[str, _T]) -> Named[_T]:
         for name in items:
@@ -88,7 +84,7 @@ class Attention(Record):
     heads: Heads
     head_dim: HeadDim
     dtype: Literal["bf16", "fp16"] = "bf16"
-    scale: Annotated[str, BeforeValidator(_as_text)] = "1/sqrt(head_dim)"
+    scale: Annotated[str, BeforeValidator(as_text)] = "1/sqrt(head_dim)"
     align: Align = "bottom_right"
     params: Annotated[
         Mapping[str, Parameter], Field(validate_default=True), AfterValidator(_each_named("parameter"))
@@ -129,10 +125,10 @@ class Attention(Record):
     @field_validator("score")
     @classmethod
     def _number(cls, score: Formula, info: ValidationInfo) -> Formula:
-        context = _context(info.data)
-        if context is not None and "mask" in info.data:
+        if (context := _context(info.data)) is not None:
+            mask = info.data.get("mask") or Formula(text="full")  # a wrong one is reported already
             with _told_of("score", score.text):
-                read_mathematics(info.data["mask"].text, score.text, context)
+                read_mathematics(mask.text, score.text, context)
         return score
 
     @field_validator("sink")

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from flashgen.errors import SpecError
 from flashgen.spec.inputs import AXES, DType, TensorInput
 from flashgen.spec.mathematics import DeclaredParameter, constant
 from flashgen.spec.problems import shown, wrong
-from flashgen.spec.record import Flag, Record
+from flashgen.spec.record import Flag, Record, as_text
 from flashgen.spec.suggest import did_you_mean, quoted
 from flashgen.spec.symbols import SCORE_VARIABLES
 from flashgen.spec.values import CONSTANTS, FUNCTIONS
@@ -73,7 +73,7 @@ class Parameter(Record):
     where an expression needs one, else a float. `min` is the least that an integer may be.
     """
 
-    value: str | None = None
+    value: Annotated[str, BeforeValidator(as_text)] | None = None
     runtime: Literal["int", "float", "any"] | None = None
     min: Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)] | None = None
 
@@ -83,7 +83,7 @@ class Parameter(Record):
         if value == "runtime":
             return {"runtime": "any"}
         if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return {"value": str(value)}
+            return {"value": value}
         if isinstance(value, Mapping) and ("runtime" in value or "value" in value):
             return value
         forms = "write a number, 'runtime', {runtime: int, min: 0} or {runtime: float}"
@@ -99,7 +99,7 @@ class Parameter(Record):
             except SpecError as error:
                 (problem,) = error.problems
                 offset = problem.location.column - 1 if problem.location else 0
-                raise wrong(problem.message, "a number, or 'runtime'", offset=offset) from None
+                raise wrong(f"a parameter is a number or 'runtime': {problem.message}", offset=offset) from None
         if self.min is not None and self.runtime == "float":
             raise wrong("only an integer can be held to a least value", "write {runtime: float}")
         return self

@@ -18,7 +18,7 @@ from flashgen.errors import SpecError
 from flashgen.spec.gallery import Entry
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
-from flashgen.spec.suggest import did_you_mean, quoted
+from flashgen.spec.suggest import closest, did_you_mean, quoted
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
 
@@ -143,9 +143,11 @@ class _Reader(Operations):
     def unknown(self, node: ast.expr, name: str) -> NoReturn:
         scope = self.scope
         named = [*self.bound, *scope.variables, *scope.parameters, *scope.tensors]
-        hint = did_you_mean(name, [*named, *scope.entries, *FUNCTIONS, *CONSTANTS], named)
-        if entries := ", ".join(entry.call for entry in scope.entries.values()):
-            hint += f"; named: {entries}"
+        kinds = ("mask", "score") if "score" in scope.variables else ("mask",)
+        entries = [entry.name for entry in scope.entries.values() if entry.kind in kinds]
+        known = [*named, *entries, *FUNCTIONS, *CONSTANTS]
+        listed = named if closest(name, known) else [*named, *entries]
+        hint = did_you_mean(name, known, listed)
         self.fail_at(node, f"unknown name {quoted(name)}", hint)
 
     def entry(self, node: ast.expr, name: str, arguments: Sequence[ast.expr], depth: int) -> Value:
@@ -197,7 +199,7 @@ class _Reader(Operations):
             known = self.scope.tensors
             if name in self.scope.variables or name in self.scope.parameters or name in self.bound:
                 self.fail_at(node, f"'{name}' is no tensor: it takes no subscript")
-            hint = did_you_mean(name, known, known) or "declare it under attention.tensors"
+            hint = did_you_mean(name, known) or "declare it under attention.tensors"
             self.fail_at(node, f"unknown tensor {quoted(name)}", hint)
         tensor = self.scope.tensors[name]
         given = list(subscript.elts) if isinstance(subscript, ast.Tuple) else [subscript]

@@ -55,7 +55,7 @@ def _label(kind: _Kind, expr: sympy.Basic, named: NamedEntries | None, inputs: _
 def _found(expr: sympy.Basic, kind: _Kind, inputs: _Inputs) -> _Call | None:
     """The entry of at most one parameter that an expression equals, the parameter being a part of it."""
     wanted = _ordered(expr)
-    candidates = _numbers(expr) | (expr.free_symbols - set(SCORE_VARIABLES.values()))
+    candidates = _numbers(expr) | _numbers(wanted) | (expr.free_symbols - set(SCORE_VARIABLES.values()))
     for entry in GALLERY.values():
         if entry.kind != kind or len(entry.parameters) > 1 or entry.sink:
             continue
@@ -105,7 +105,7 @@ def _ordered(expr: sympy.Basic) -> sympy.Basic:
                 difference = b - a - 1
             case _:
                 return relation
-        return Ge(sympy.expand(difference), S.Zero, evaluate=False)
+        return Ge(difference, S.Zero, evaluate=False)
 
     return expr.replace(lambda part: isinstance(part, Relational), normal)
 

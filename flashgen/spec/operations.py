@@ -174,7 +174,7 @@ class Operations(ABC):
 
     def comparison(self, node: ast.Compare, depth: int) -> Value:
         operands = [node.left, *node.comparators]
-        values = [self.compared(operand, depth) for operand in operands]
+        values = self.compared(operands, [self.visit(operand, depth + 1) for operand in operands])
         parts = []
         for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
             if type(op) not in COMPARISONS:
@@ -182,10 +182,13 @@ class Operations(ABC):
             parts.append(COMPARISONS[type(op)](a, b))
         return Value(sympy.And(*parts), Kind.BOOLEAN)
 
-    def compared(self, node: ast.expr, depth: int) -> sympy.Basic:
-        """A side of a comparison. The element of a bool tensor may stand here too, as 0 or 1."""
-        value = self.visit(node, depth + 1)
-        return value.element if value.element is not None else self.number(node, value).expr
+    def compared(self, nodes: Sequence[ast.expr], values: Sequence[Value]) -> list[sympy.Basic]:
+        """The sides of a comparison: numbers, or the element of a bool tensor beside 0 and 1."""
+        flags = all(value.element is not None or value.number in (0, 1) for value in values)
+        return [
+            value.element if flags and value.element is not None else self.number(node, value).expr
+            for node, value in zip(nodes, values, strict=True)
+        ]
 
     def arithmetic(self, node: ast.BinOp, depth: int) -> Value:
         a, b = self.numeric(node.left, depth), self.numeric(node.right, depth)

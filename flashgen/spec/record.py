@@ -67,4 +67,9 @@ def both(value: Any, name: str, keys: tuple[str, str]) -> Any:
     raise wrong(f"{name} must be an integer or {form}, but this is {shown(value)}")
 
 
-__all__ = ["Flag", "Named", "Record", "both", "size"]
+def as_text(value: Any) -> Any:
+    """A number where the text of an expression is due; anything else as it is."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+__all__ = ["Flag", "Named", "Record", "as_text", "both", "size"]
