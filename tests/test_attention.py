@@ -1,28 +1,19 @@
-"""What a spec's mask, score, parameters and tensors mean, and every mistake in them at its place."""
+"""What a spec's mask, score, parameters and tensors mean; what they are called; that they are written back."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sympy
-from click.testing import CliRunner
 
-from flashgen.cli import main
-from flashgen.errors import Location, SpecError
-from flashgen.spec import AttentionSpec, dump_spec, mathematics, parse_spec
+from flashgen.spec import AttentionSpec, dump_spec, parse_spec
 from flashgen.spec.attention import Attention
 from flashgen.spec.functions import modulo
-from flashgen.spec.gallery import GALLERY, Entry
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q, Q
 
-ROOT = Path(__file__).resolve().parent.parent
 TENSORS = {
     "slope": {"index": ["head"], "dtype": "fp32"},
     "bias": {"index": ["head", "q", "kv"], "dtype": "bf16", "grad": True},
@@ -63,10 +54,11 @@ def attention(**fields: Any) -> Attention:
         ("doc[batch, q + 1] == doc", sympy.Eq(doc(BATCH, Q + 1), doc(BATCH, KV))),
         ("document", sympy.Eq(doc(BATCH, Q), doc(BATCH, KV))),
         ("keep", sympy.Ne(keep(BATCH, Q, KV), 0)),
-        ("not keep[q, kv] or keep[kv, q] == 0", sympy.Or(sympy.Eq(keep(BATCH, Q, KV), 0), sympy.Eq(keep(BATCH, KV, Q), 0))),
+        ("not keep[q, kv]", sympy.Eq(keep(BATCH, Q, KV), 0)),
+        ("keep[kv, q] == 0", sympy.Eq(keep(BATCH, KV, Q), 0)),
         ("kv < least", KV < least()),
     ],
-)  # fmt: skip
+)
 def test_masks(mask: Any, condition: sympy.Basic) -> None:
     assert attention(mask=mask).condition == condition
 
@@ -130,10 +122,13 @@ def test_a_declared_name_comes_before_the_gallery() -> None:
         ({"score": "score * (q // n)", "params": {"n": "runtime"}}, RuntimeParameter("n", "int", 1)),
         ({"score": "score + table[n]", "params": {"n": "runtime"}}, RuntimeParameter("n", "int", 1)),
         ({"score": "score * n", "params": {"n": {"runtime": "int"}}}, RuntimeParameter("n", "int", 1)),
-        ({"mask": "kv < n", "score": "score * n", "params": {"n": "runtime"}}, RuntimeParameter("n", "int", 1)),
+        (
+            {"mask": "kv < n", "score": "score * n", "params": {"n": "runtime"}},
+            RuntimeParameter("n", "int", 1),
+        ),
         ({"mask": "causal", "params": {"n": "runtime"}}, None),
     ],
-)  # fmt: skip
+)
 def test_runtime_parameters(fields: dict[str, Any], runtime: RuntimeParameter | None) -> None:
     told = attention(**fields)
     assert told.runtime == ((runtime,) if runtime else ())
@@ -246,178 +241,7 @@ def test_the_same_from_python() -> None:
         spec.attention.params["cap"] = 3  # type: ignore[index]
 
 
-# -- mistakes ----------------------------------------------------------------------------------------------
-
-BASE = """\
-flashgen: 1
-name: a
-attention:
-  heads: 4
-  head_dim: 64
-  mask: causal
-  score: score
-  params: {size: 64, cap: runtime}
-  tensors:
-    slope: {index: [head], dtype: fp32}
-    bias: {index: [head, q, kv], dtype: bf16}
-    doc: {index: [batch, kv], dtype: int32}
-    table: {index: [head, 32], dtype: fp32}
-    keep: {index: [kv], dtype: bool}
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line", "column", "message", "hint"),
-    [
-        # names
-        ("mask: causal", "mask: casual", 6, 9, 'unknown name "casual"', "did you mean 'causal'? allowed: q, kv"),
-        ("mask: causal", "mask: kv <= q and q - kv < siz", 6, 30, 'unknown name "siz"', "'size'?"),
-        ("mask: causal", "mask: >\n    kv <= q and\n    kv < siz", 8, 10, 'unknown name "siz"', "'size'?"),
-        ("mask: causal", "mask: windw(3)", 6, 9, 'unknown function "windw"', "did you mean 'window'?"),
-        ("mask: causal", "mask: {windw: 3}", 6, 9, 'unknown function "windw"', "did you mean 'window'?"),
-        ("mask: causal", "mask: score < 3", 6, 9, 'unknown name "score"', ""),
-        ("mask: causal", "mask: alibi", 6, 9, "'alibi' is a score", ""),
-        ("mask: causal", "mask: true and softcap(3)", 6, 18, "'softcap' is a score", ""),
-        ("mask: causal", "mask: doc[q] == docs[kv]", 6, 19, 'unknown tensor "docs"', "did you mean 'doc'?"),
-        ("mask: causal", "mask: size[q] < 3", 6, 9, "'size' is no tensor", ""),
-        ("mask: causal", "mask: (q + kv)[q] < 3", 6, 9, "a subscript of anything but a tensor", ""),
-        ("score: score", "score: scor + 1", 7, 10, 'unknown name "scor"', "did you mean 'score'?"),
-        ("mask: causal", "mask: __import__('os').system('id')", 6, 20, "is not part of the expression language", ""),
-        ("mask: causal", "mask: __import__(q)", 6, 9, 'unknown function "__import__"', ""),
-        ("mask: causal", "mask: q.__class__ < kv", 6, 9, "attribute access", ""),
-        # kinds
-        ("mask: causal", "mask: kv", 6, 9, "expected a condition, but this is an integer", ""),
-        ("mask: causal", "mask: kv < causal", 6, 14, "expected a number, but this is a condition", "where("),
-        ("mask: causal", "mask: kv < keep", 6, 14, "expected a number, but this is a condition", ""),
-        ("mask: causal", "mask: keep == (kv < q)", 6, 9, "expected a number, but this is a condition", ""),
-        ("score: score", "score: score < 3", 7, 10, "expected a number, but this is a condition", ""),
-        ("score: score", "score: score + (kv < q)", 7, 19, "expected a number, but this is a condition", ""),
-        ("score: score", "score: score + causal", 7, 18, "expected a number, but this is a condition", ""),
-        ("score: score", "score: score // 2", 7, 10, "'//' divides integers, but this is a number", "floor"),
-        ("score: score", "score: slope[head] * kv", 7, 10, "the score leaves 'score' out", "score + bias"),
-        # subscripts
-        ("score: score", "score: score + slope[q]", 7, 24, "out of its place", "only that name may stand"),
-        ("score: score", "score: score + bias[q]", 7, 18, "a subscript is missing: the axes of 'bias'", ""),
-        ("score: score", "score: score + bias[q, head, kv]", 7, 32, "out of its place", ""),
-        ("score: score", "score: score + bias[kv, q, q]", 7, 30, "one subscript too many", ""),
-        ("score: score", "score: score + bias[score, kv]", 7, 23, "a subscript must be an integer", "floor"),
-        ("score: score", "score: score + bias[q < 3, kv]", 7, 23, "expected a number", ""),
-        ("score: score", "score: score + table", 7, 18, "'table' needs a subscript: its axes are [head, 32]", ""),
-        ("score: score", "score: score + bias[q:kv]", 7, 24, "is not part of the expression language", ""),
-        ("score: score", "score: score + bias[*q, kv]", 7, 23, "this is not part", ""),
-        # the gallery
-        ("mask: causal", "mask: causal(3)", 6, 9, "'causal' takes no values, not 1", "write causal"),
-        ("mask: causal", "mask: {causal: 3}", 6, 9, "'causal' takes no values, not 1", "write causal"),
-        ("mask: causal", "mask: window", 6, 9, "'window' takes 1 value, not 0", "write window(size)"),
-        ("mask: causal", "mask: window(1, 2)", 6, 9, "'window' takes 1 value, not 2", "write window(size)"),
-        ("mask: causal", "mask: {window: 0}", 6, 18, "size of 'window' must be at least 1, but this is 0", ""),
-        ("mask: causal", "mask: {window: 2.5}", 6, 18, "size of 'window' must be an integer", ""),
-        ("mask: causal", "mask: {window: wide}", 6, 18, 'unknown name "wide"', ""),
-        ("mask: causal", "mask: causal and window(q < 3)", 6, 27, "expected a number", ""),
-        ("mask: causal", "mask: {window: 3, causal: 1}", 6, 9, "one name is due here, not 2", "expression"),
-        ("mask: causal", "mask: {window: [true]}", 6, 18, "window takes numbers, but this is true", ""),
-        ("mask: causal", "mask: [causal]", 6, 9, "an expression or {name: value} is due here", ""),
-        ("mask: causal", "mask: 3", 6, 9, "an expression or {name: value} is due here", ""),
-        ("mask: causal", "mask: band(size) and natten_2d(size, 8, 2) and max(q, kv, 3) < min(q, kv, size)", 6, 66, "more than 16", ""),
-        # parameters
-        ("size: 64", "size: wide", 8, 18, """a parameter is a number or 'runtime': unknown name "wide\"""", ""),
-        ("size: 64", "size: cap", 8, 18, "a parameter is a number or 'runtime'", ""),
-        ("size: 64", "size: [64]", 8, 18, "a parameter is a number or 'runtime', but this is a list", "runtime"),
-        ("size: 64", "size: true", 8, 18, "a parameter is a number or 'runtime', but this is true", ""),
-        ("size: 64", "size: {}", 8, 18, "a parameter is a number or 'runtime'", "{runtime: float}"),
-        ("size: 64", "size: {runtime: int, mim: 3}", 8, 33, 'unknown key "mim"', "did you mean 'min'?"),
-        ("size: 64", "size: {runtime: real}", 8, 28, "params.size.runtime must be one of int, float", ""),
-        ("size: 64", "size: {runtime: float, min: 3}", 8, 18, "only an integer can be held", ""),
-        ("size: 64", "size: {runtime: int, value: 3}", 8, 18, "not both", ""),
-        ("size: 64", "size: {runtime: int, min: 0.5}", 8, 38, "params.size.min must be an integer", ""),
-        ("size: 64", "size: 1/0", 8, 20, "division by zero", ""),
-        ("size: 64", "q: 64", 8, 15, "'q' is a word of the language", ""),
-        ("size: 64", "max: 64", 8, 17, "'max' is a word of the language", ""),
-        ("size: 64", "lambda: 64", 8, 20, "'lambda' is a word of the generated code", ""),
-        ("size: 64", "key_first: 64", 8, 23, "'key_first' is a word of the generated code", ""),
-        ("size: 64", "Size: 64", 8, 18, '"Size" cannot name a parameter', "a-z"),
-        ("size: 64", "'a;b': 64", 8, 19, '"a;b" cannot name a parameter', "a-z"),
-        ("params: {size: 64, cap: runtime}", "params: [size]", 8, 11, "params must be a mapping", ""),
-        # tensors
-        ("{index: [head], dtype: fp32}", "{index: [head], dtyp: fp32}", 10, 28, 'unknown key "dtyp"', "'dtype'?"),
-        ("{index: [head], dtype: fp32}", "{index: [head]}", 10, 12, "key 'dtype' is missing", ""),
-        ("{index: [head], dtype: fp32}", "{index: head, dtype: fp32}", 10, 20, "index must be a list", ""),
-        ("{index: [head], dtype: fp32}", "{index: [hed], dtype: fp32}", 10, 21, 'there is no axis "hed"', "'head'?"),
-        ("{index: [head], dtype: fp32}", "{index: [0], dtype: fp32}", 10, 21, "there is no axis 0", "a length"),
-        ("{index: [head], dtype: fp32}", "{index: [kv, kv], dtype: fp32}", 10, 25, "axis 'kv' stands twice", ""),
-        ("{index: [head], dtype: fp32}", "{index: [head], dtype: f32}", 10, 35, "one of fp32, fp16, bf16", "'fp32'?"),
-        ("{index: [kv], dtype: bool}", "{index: [kv], dtype: bool, grad: true}", 14, 44, "a tensor of bool has no gradient", ""),
-        ("{index: [head], dtype: fp32}", "{index: [head], dtype: int32, sorted: true}", 10, 50, "can be sorted", ""),
-        ("    slope:", "    size:", 10, 11, "'size' is a parameter already", ""),
-        ("    slope:", "    bias_stride:", 10, 18, "'bias_stride' is a word of the generated code", ""),
-        ("mask: causal", "mask: causal\n  sink: 1", 7, 9, "attention.sink must be true or false", ""),
-    ],
-)  # fmt: skip
-def test_mistakes(old: str, new: str, line: int, column: int, message: str, hint: str) -> None:
-    assert BASE.count(old) == 1
-    started = time.perf_counter()
-    with pytest.raises(SpecError) as caught:
-        parse_spec(BASE.replace(old, new), "a.yaml")
-    assert time.perf_counter() - started < 1
-    (problem,) = caught.value.problems
-    assert problem.location is not None
-    assert (problem.location.line, problem.location.column) == (line, column), str(problem)
-    assert message in problem.message
-    assert hint in (problem.hint or "")
-
-
-HOSTILE = {
-    "import": "mask: __import__('os').system('id')",
-    "import call": "mask: __import__(q) < kv",
-    "attribute": "mask: q.__class__ < kv",
-    "unknown name": "mask: kv <= q and q - kv < windw",
-    "boolean for a number": "mask: kv < (q < 3)",
-    "index out of place": "score: score + slope[q]",
-    "digits": "mask: q < " + "9" * 60_000,
-    "brackets": "mask: " + "(" * 30_000 + ")" * 30_000,
-    "names": "mask: " + "causal and " * 5_000 + "causal",
-    "entries": "mask: " + " or ".join(["longformer(3, 1)"] * 200),
-    "powers": "score: " + "score" + " ** 16" * 500,
-    "params that name each other": "params: {a: b, b: a}",
-    "parameter of itself": "params: {a: a + 1}",
-    "tower in a parameter": "params: {a: 9**9**9}",
-    "10 MB": "mask: q < " + "q + " * 2_500_000 + "q",
-}
-
-
-@pytest.mark.parametrize("line", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_specs_are_refused_at_once(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    kept = [given for given in BASE.splitlines() if not given.startswith(f"  {line.partition(':')[0]}:")]
-    path.write_text("\n".join([*kept, f"  {line}", ""]))
-    started = time.perf_counter()
-    result = CliRunner().invoke(main, ["plan", str(path)])
-    assert time.perf_counter() - started < 1
-    assert result.exit_code == 2
-    assert re.match(r"error: \S+a\.yaml:\d+:\d+: ", result.stderr)
-    assert len(result.stderr) < 1000, "the message does not repeat the attack"
-
-
-def test_entries_that_name_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    circle = {
-        name: Entry(name, "mask", formula, "")
-        for name, formula in (("one", "kv < 3 or two"), ("two", "causal and three"), ("three", "not one"))
-    }
-    monkeypatch.setattr(mathematics, "GALLERY", {**GALLERY, **circle})
-    with pytest.raises(SpecError, match="'one' is defined by itself: one -> two -> three -> one") as caught:
-        parse_spec(BASE.replace("mask: causal", "mask: q < 3 or one"), "a.yaml")
-    (problem,) = caught.value.problems
-    assert problem.location == Location("a.yaml", 6, 18)
-
-
-def test_the_command_ends_with_2(tmp_path: Path) -> None:
-    path = tmp_path / "a.yaml"
-    path.write_text(BASE.replace("mask: causal", "mask: kv <= qq"))
-    command = [sys.executable, "-m", "flashgen", "plan", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {path}:6:15: mask: unknown name \"qq\"\n    did you mean 'q'?")
-
+# -- limits ------------------------------------------------------------------------------------------------
 
 LARGE = [
     "kv < max(" + ", ".join(f"(q + {i}) // {i + 2}" for i in range(16)) + ")",

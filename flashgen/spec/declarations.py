@@ -99,7 +99,8 @@ class Parameter(Record):
             except SpecError as error:
                 (problem,) = error.problems
                 offset = problem.location.column - 1 if problem.location else 0
-                raise wrong(f"a parameter is a number or 'runtime': {problem.message}", offset=offset) from None
+                message = f"a parameter is a number or 'runtime': {problem.message}"
+                raise wrong(message, offset=offset) from None
         if self.min is not None and self.runtime == "float":
             raise wrong("only an integer can be held to a least value", "write {runtime: float}")
         return self
