@@ -23,16 +23,17 @@ sys.path.insert(0, str(ROOT))
 
 from flashgen.arch import ARCHS  # noqa: E402
 from flashgen.explore.ranking import rank_correlation, regret  # noqa: E402
-from flashgen.plan import Sm90Schedule, Workload  # noqa: E402
+from flashgen.plan import MaskPlan, Sm90Schedule, Workload  # noqa: E402
 from flashgen.plan.cost import cost  # noqa: E402
 from flashgen.plan.lattice import with_registers  # noqa: E402
-from flashgen.plan.tiling import Tiling  # noqa: E402
+from flashgen.plan.tiling import Head, Tiling  # noqa: E402
 from flashgen.spec.bounds import RowBounds  # noqa: E402
 from flashgen.spec.symbols import Q  # noqa: E402
 
 DATA = Path(__file__).resolve().parent / "data" / "sm90_tilings.csv"
 DOCUMENT = ROOT / "docs" / "solver.md"
 BEGIN, END = "<!-- ranking: begin -->\n", "<!-- ranking: end -->"
+MASKS = {"full": RowBounds(None, None), "causal": RowBounds(None, Q)}
 TOKENS, HIDDEN = 16384, 2048
 H200 = ARCHS["sm_90a"]
 
@@ -54,7 +55,7 @@ class Cell:
         return Workload(
             batch=TOKENS // self.seqlen, heads_q=heads, heads_kv=heads, seqlen_q=self.seqlen,
             seqlen_kv=self.seqlen, head_dim_qk=self.head_dim, head_dim_v=self.head_dim, dtype="bf16",
-            align="bottom_right", bounds=RowBounds(None, Q if self.mask == "causal" else None),
+            align="bottom_right", mask=MaskPlan.of_bounds(self.mask, MASKS[self.mask]),
         )  # fmt: skip
 
     @property
@@ -84,8 +85,7 @@ def _tiling(row: dict[str, str], head_dim: int) -> Tiling:
     kinds = {f.name: f.type for f in dataclasses.fields(Sm90Schedule)}
     fields: dict[str, Any] = {name: _parsed(text, str(kinds[name])) for name, text in given.items()}
     plain = Sm90Schedule(**fields)
-    work = Workload(1, 1, 1, 1, 1, head_dim, head_dim, "bf16", "top_left", RowBounds(None, None))
-    schedule = with_registers(plain, work.head, tile_q // 64, {})
+    schedule = with_registers(plain, Head(head_dim, head_dim), tile_q // 64, {})
     return Tiling("sm90", tile_q, tile_kv, stages, tile_q // 16, schedule)
 
 

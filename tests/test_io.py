@@ -24,10 +24,10 @@ FULL = Workload(
     head_dim_v=48,
     dtype="bf16",
     align="bottom_right",
-    bounds=RowBounds(None, None),
+    mask=MaskPlan.of_bounds("full", RowBounds(None, None)),
 )
-CAUSAL = dataclasses.replace(FULL, bounds=RowBounds(None, Q))
-WINDOW = dataclasses.replace(FULL, bounds=RowBounds(Q - 63, Q))
+CAUSAL = dataclasses.replace(FULL, mask=MaskPlan.of_bounds("causal", RowBounds(None, Q)))
+WINDOW = dataclasses.replace(FULL, mask=MaskPlan.of_bounds("window64", RowBounds(Q - 63, Q)))
 
 
 def moved(w: Workload, tile_q: int, tile_kv: int) -> int:
@@ -37,8 +37,8 @@ def moved(w: Workload, tile_q: int, tile_kv: int) -> int:
     for start in range(0, w.seqlen_q, tile_q):
         stop = min(start + tile_q, w.seqlen_q)
         total += 2 * (stop - start) * (w.head_dim_qk + w.head_dim_v) + 4 * (stop - start)
-        first = w.bounds.evaluate(start + shift, w.seqlen_q, w.seqlen_kv)[0]
-        last = w.bounds.evaluate(stop - 1 + shift, w.seqlen_q, w.seqlen_kv)[1]
+        first = w.mask.bounds.evaluate(start + shift, w.seqlen_q, w.seqlen_kv)[0]
+        last = w.mask.bounds.evaluate(stop - 1 + shift, w.seqlen_q, w.seqlen_kv)[1]
         for kv in range(0, w.seqlen_kv, tile_kv):
             end = min(kv + tile_kv, w.seqlen_kv)
             if end > first and kv <= last:
@@ -55,7 +55,7 @@ def test_rereads_against_a_walk(workload: Workload, tile_q: int, tile_kv: int) -
 def test_packed_heads_and_clusters_load_once() -> None:
     spec_free: dict[str, Any] = {
         "spec": "x", "family": "sm90", "target": "sm_90a", "dtype": "bf16", "head_dim_qk": 64,
-        "head_dim_v": 48, "group": 2, "align": "bottom_right", "mask": MaskPlan("causal", CAUSAL.bounds),
+        "head_dim_v": 48, "group": 2, "align": "bottom_right", "mask": CAUSAL.mask,
         "scale": 1.0, "tile_q": 128, "tile_kv": 64, "stages": 2, "warps": 8, "smem_bytes": 65536,
         "registers": 200, "blocks_per_sm": 1,
     }  # fmt: skip

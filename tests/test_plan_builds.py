@@ -71,8 +71,7 @@ def distinct(found: Iterator[KernelPlan]) -> list[KernelPlan]:
     seen = {}
     for plan in found:
         alike = replace(plan, spec="", scale=1.0, dtype="bf16", group=1 if plan.group == 1 else 2)
-        bounds = plan.mask.bounds
-        seen.setdefault((replace(alike, mask=plan.mask), str(bounds)), plan)
+        seen.setdefault(alike, plan)
     return list(seen.values())
 
 

@@ -16,6 +16,7 @@ from flashgen.plan.constraints import (
     REGISTER_SPLITS,
     Limit,
     Multiple,
+    Requirement,
     bound,
     largest,
     smem_and_registers,
@@ -262,7 +263,7 @@ def test_register_splits_stay_within_what_the_launch_allots(warpgroups: int, all
 def test_relations_are_sympy() -> None:
     for family in FAMILIES.values():
         for constraint in family.constraints:
-            assert isinstance(constraint, Limit | Multiple)
+            assert isinstance(constraint, Limit | Multiple | Requirement)
             assert isinstance(constraint.relation, sympy.core.relational.Relational)
         tiling = Tiling("sm80", 128, 64, 1, 4, Sm80Schedule())
         values = tiling.values(Head(128, 128), H200)

@@ -13,7 +13,7 @@ from flashgen.arch import ARCHS
 from flashgen.explore import ranking
 from flashgen.plan import Workload
 from flashgen.plan.cost import Cost, _makespan, cost, occupancy, resident_blocks
-from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.model import MaskPlan, Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.symbols import Q
@@ -37,7 +37,7 @@ def workload(head_dim: int, seqlen: int, bounds: RowBounds = RowBounds(None, Non
         head_dim_v=head_dim,
         dtype="bf16",
         align="bottom_right",
-        bounds=bounds,
+        mask=MaskPlan.of_bounds("mask", bounds),
     )
 
 

@@ -18,6 +18,7 @@ from flashgen.arch import ARCHS
 from flashgen.errors import PlanError
 from flashgen.plan import (
     KernelPlan,
+    MaskPlan,
     Sm80Schedule,
     Sm90Schedule,
     Workload,
@@ -29,7 +30,6 @@ from flashgen.plan import (
 from flashgen.plan import lattice as lattices
 from flashgen.plan.constraints import FAMILIES, violations
 from flashgen.plan.cost import cost
-from flashgen.plan.record import bound_text
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec import AttentionSpec, RowBounds, load_spec, parse_spec
 from flashgen.spec.symbols import SEQLEN_KV, Q
@@ -355,9 +355,8 @@ def test_round_trip_through_json(model: str) -> None:
 )
 def test_bounds_survive_as_text(bound: sympy.Expr) -> None:
     plan = solve(make_spec(), H200)
-    plan = dataclasses.replace(plan, mask=dataclasses.replace(plan.mask, bounds=RowBounds(None, bound)))
+    plan = dataclasses.replace(plan, mask=MaskPlan.of_bounds("causal", RowBounds(None, bound)))
     assert plan_from_dict(plan.to_dict()).mask.bounds.last == bound
-    assert "__" not in bound_text(bound)
 
 
 def test_a_hopper_plan_survives() -> None:
@@ -374,7 +373,10 @@ def test_a_hopper_plan_survives() -> None:
         {"schedule": {"warp_speed": True}},
         {"extra": 1},
         {"kernel": "attn_fwd_other"},
-        {"mask": {"label": "full", "first": None, "last": "__import__('os')"}},
+        {"mask": {"label": "full", "condition": "__import__('os')", "route": "bounds", "over": []}},
+        {"score": {"label": "", "expr": "__import__('os')"}},
+        {"tensors": [{"name": "doc"}]},
+        {"parameters": [{"name": "cap", "kind": "float", "most": 3}]},
     ],
 )
 def test_a_damaged_plan_is_refused(damage: dict[str, Any]) -> None:

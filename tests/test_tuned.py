@@ -13,7 +13,7 @@ import pytest
 
 from flashgen.arch import ARCHS
 from flashgen.errors import PlanError
-from flashgen.plan import Sm90Schedule, Workload, plan_from_dict, rank, solve, validate
+from flashgen.plan import MaskPlan, Sm90Schedule, Workload, plan_from_dict, rank, solve, validate
 from flashgen.plan.constraints import violations
 from flashgen.plan.tiling import Head
 from flashgen.plan.tuned import (
@@ -31,7 +31,6 @@ from flashgen.plan.tuned import (
 )
 from flashgen.spec import AttentionSpec
 from flashgen.spec.bounds import RowBounds
-from flashgen.spec.symbols import Q
 
 H200 = ARCHS["sm_90a"]
 FILES = sorted(SHIPPED.glob("*.json"))
@@ -119,9 +118,12 @@ def test_buckets(seqlen: int, expected: int | None) -> None:
 
 
 def test_mask_classes() -> None:
-    assert mask_class(RowBounds(None, None)) == "full"
-    assert mask_class(RowBounds(None, Q)) == mask_class(RowBounds(None, Q + 7)) == "causal"
-    assert mask_class(RowBounds(Q - 3, Q)) == mask_class(RowBounds(Q, None)) == "window"
+    def of(mask: str) -> str:
+        return mask_class(Workload.of(make_spec(mask=mask)).mask)
+
+    assert of("full") == of("padding") == of("kv % 2 == 0") == "full"
+    assert of("causal") == of("kv <= q + 7") == of("prefix_lm(9)") == of("sink_window(4, 99)") == "causal"
+    assert of("document") == of("window(4)") == of("kv >= q") == of("chunked(99)") == of("dilated(9, 2)") == "window"
 
 
 def test_the_nearest_length_speaks_for_one_that_was_not_measured() -> None:
@@ -133,7 +135,7 @@ def test_the_nearest_length_speaks_for_one_that_was_not_measured() -> None:
     assert find([file], workload(seqlen_q=100)) is None
     assert find([file], workload(seqlen_q=512)) is None  # queries and keys of different lengths
     assert find([file], workload(head_dim_v=64)) is None
-    assert find([file], workload(bounds=RowBounds(None, None))) is None
+    assert find([file], workload(mask=MaskPlan.of_bounds("full", RowBounds(None, None)))) is None
 
 
 def test_lengths_that_differ_need_their_own_entry() -> None:

@@ -20,7 +20,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashgen.plan.tiles import row_shift
 from flashgen.plan.workload import Workload
 from flashgen.runtime.reference import evaluate
-from flashgen.spec.bounds import RowBounds
 from flashgen.spec.symbols import KV, Q
 
 if TYPE_CHECKING:
@@ -57,7 +56,10 @@ class Case:
 
         Raises Unsupported where the mask is no such band, or the alignment is not theirs.
         """
-        work, bounds = self.work, self.work.bounds
+        work = self.work
+        if not work.head.closed_form:
+            raise Unsupported("has no such mask")
+        bounds = work.mask.bounds
         masked = bounds.first is not None or bounds.last is not None
         if masked and work.align != "bottom_right" and work.seqlen_q != work.seqlen_kv:
             raise Unsupported("aligns masks bottom-right only")
@@ -115,7 +117,7 @@ def _flex(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     block_mask = None
-    if case.work.bounds != RowBounds(None, None):
+    if case.work.mask.condition != sympy.true:
         shift = case.shift
         keep = sympy.lambdify([Q, KV], case.spec.attention.condition, modules="torch")
         block_mask = create_block_mask(

@@ -180,14 +180,12 @@ def require_target(spec: AttentionSpec) -> str:
 
 
 def _entry(key: Key, winner: Outcome, search: _Search, correlation: float | None, choice: Outcome) -> Tuned:
-    bits, head_dim_qk, head_dim_v, mask, seqlen_q, seqlen_kv = key
     plan = winner.plan
     lost = regret([1.0, 0.0], [1 / _ms(choice), 1 / _ms(winner)])
     return Tuned.model_validate(
         {
-            "element_bits": bits, "head_dim_qk": head_dim_qk, "head_dim_v": head_dim_v, "mask": mask,
-            "seqlen_q": seqlen_q, "seqlen_kv": seqlen_kv, "family": plan.family, "tile_q": plan.tile_q,
-            "tile_kv": plan.tile_kv, "stages": plan.stages, "warps": plan.warps,
+            **key._asdict(), "family": plan.family,
+            "tile_q": plan.tile_q, "tile_kv": plan.tile_kv, "stages": plan.stages, "warps": plan.warps,
             "schedule": asdict(plan.schedule), "tflops": round(search.work.flops / _ms(winner) / 1e9, 1),
             "tried": sum(outcome.ms is not None for outcome in search.tried.values()),
             "rank_correlation": None if correlation is None else round(correlation, 2),

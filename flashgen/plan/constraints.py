@@ -20,13 +20,16 @@ import sympy
 from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import (
+    CLOSED_FORM,
     CLUSTER,
     CONSUMER_REGISTERS,
     D16_QK,
     D16_V,
+    ELEMENT_REGISTERS,
     FRAGMENT_OVERHEAD,
     GROUP,
     HEAD_DIM_V,
+    HEADS_ALIKE,
     MAX_REGISTERS,
     O_ALIASES_Q,
     OVERLAP,
@@ -102,7 +105,21 @@ class Multiple:
         return sympy.Eq(sympy.Mod(self.used, self.allowed, evaluate=False), 0, evaluate=False)
 
 
-Constraint = Limit | Multiple
+@dataclass(frozen=True)
+class Requirement:
+    """A choice of the schedule that only some masks and scores leave open: ``used <= allowed``, 0 or 1."""
+
+    name: str
+    used: Expr
+    allowed: Expr
+    needs: str  # what the choice needs
+
+    @property
+    def relation(self) -> Expr:
+        return sympy.Le(self.used, self.allowed, evaluate=False)
+
+
+Constraint = Limit | Multiple | Requirement
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,7 @@ def _sm80() -> Family:
         + Q_IN_REGISTERS * TILE_Q * D16_QK / (2 * threads)  # Q, 16 bits
         + REGISTER_OVERHEAD
         + fragments * FRAGMENT_OVERHEAD
+        + ELEMENT_REGISTERS
     )
     # The register file is handed out in multiples of 8 a thread.
     own_registers = sympy.Min(MAX_REGISTERS, 8 * sympy.floor(REGISTERS_PER_SM / (8 * threads)))
@@ -154,6 +172,9 @@ def _sm80() -> Family:
     )
 
 
+_ONE_INTERVAL = "a mask with one interval of keys for each row, in closed form"
+
+
 def _sm90() -> Family:
     q = BYTES * Q_STAGES * TILE_Q * PANEL_QK
     p = BYTES * TILE_Q * PANEL_COLUMNS * sympy.ceiling(TILE_KV / PANEL_COLUMNS)
@@ -172,6 +193,7 @@ def _sm90() -> Family:
         + OVERLAP * P_IN_REGISTERS * TILE_KV / 4
         + 4 * sympy.ceiling(HEAD_DIM_V / 8)  # O, fp32
         + REGISTER_OVERHEAD
+        + ELEMENT_REGISTERS
     )
     threads = 32 * WARPS + 128
     # What ptxas caps the kernel at, and so what the launch allots to every thread before setmaxnreg. Taking
@@ -223,6 +245,16 @@ def _sm90() -> Family:
                 1 + PACK_GQA * (GROUP - 1),
                 "the query heads of a K/V head, which a warpgroup's 64 rows hold whole positions of",
             ),
+            Requirement(
+                "tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), sympy.Integer(0), _ONE_INTERVAL
+            ),
+            Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),
+            Requirement(
+                "packed heads alike",
+                PACK_GQA,
+                HEADS_ALIKE,
+                "a mask and a score that are the same for all heads",
+            ),
             Multiple("stages", STAGES, one, "K/V buffers"),
             Multiple("Q stages", Q_STAGES, one, "Q buffers"),
             Multiple("cluster size", CLUSTER, one, "blocks in a cluster"),
@@ -246,7 +278,7 @@ class Usage:
 
     @property
     def holds(self) -> bool:
-        if isinstance(self.constraint, Limit):
+        if not isinstance(self.constraint, Multiple):
             return self.used <= self.allowed
         return self.used > 0 and self.allowed > 0 and self.used % self.allowed == 0
 

@@ -12,6 +12,7 @@ from math import ceil
 
 import numpy as np
 import numpy.typing as npt
+import sympy
 
 from flashgen.arch import Arch
 from flashgen.plan.constraints import smem_and_registers
@@ -87,9 +88,10 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     blocks = counts.q_tiles * heads
     per_sm = max(1, min(occupancy(tiling, w.head, arch), ceil(blocks / arch.sms)))
 
-    # With a mask, a warpgroup of sm90 computes only the kv tiles that its own 64 rows need.
-    bounded = w.bounds.first is not None or w.bounds.last is not None
-    parts = tiling.warps // 4 if tiling.family == "sm90" and bounded else 1
+    # With a mask, a warpgroup of sm90 computes only the kv tiles that its own 64 rows need; where tiles come
+    # from a list, all of the block's.
+    alone = w.mask.condition != sympy.true and not w.mask.listed
+    parts = tiling.warps // 4 if tiling.family == "sm90" and alone else 1
     rows = w.tiles(positions // parts, tiling.tile_kv)
     masked = rows.masked / max(rows.visited, 1)
     time = block_time(tiling, w, arch, masked, per_sm)

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from flashgen.arch import Arch
 from flashgen.errors import Location, PlanError, Problem
-from flashgen.plan.constraints import FAMILIES, MMA_DEPTH, Limit, Usage, largest, usage, violations
+from flashgen.plan.constraints import (
+    FAMILIES,
+    MMA_DEPTH,
+    Limit,
+    Requirement,
+    Usage,
+    largest,
+    usage,
+    violations,
+)
 from flashgen.plan.cost import Cost
 from flashgen.plan.lattice import TILE_KV_STEP, Given, lattice
 from flashgen.plan.model import Explanation
 from flashgen.plan.tiling import TILE_KV, UNKNOWNS, Tiling
-from flashgen.plan.tuned import Tuned
+from flashgen.plan.tuned import Tuned, variant
 from flashgen.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -26,6 +35,8 @@ _KEYS: Mapping[str, str] = {"tile_kv": "kv", "tile_q": "q", "stages": "stages", 
 def reason(use: Usage, arch: Arch) -> str:
     """What a broken constraint says: ``needs 245,760 B of shared memory; sm_90a allows 232,448``."""
     constraint = use.constraint
+    if isinstance(constraint, Requirement):
+        return f"needs {constraint.needs}"
     if isinstance(constraint, Limit):
         allowed_by = {"chip": f"{arch.target} allows", "kernel": "the kernel takes", "tiling": "there are"}
         who = allowed_by[constraint.by]
@@ -62,12 +73,14 @@ def explain_tuned(
     correlation = (
         "" if entry.rank_correlation is None else f"rank correlation {entry.rank_correlation:+.2f}, "
     )
+    own = variant(workload)
+    closest = "" if entry.variant == own else f", of {entry.mask} masks: {own} was not measured"
     return replace(
         explain(entry.tiling, costs, workload, Given(), arch),
         origin="tuned",
         binding=f"measurement, the best of {entry.tried} tilings",
         measured=(
-            ("measured", f"{entry.tflops:.0f} TFLOP/s at seqlen {lengths} on {gpu}"),
+            ("measured", f"{entry.tflops:.0f} TFLOP/s at seqlen {lengths} on {gpu}{closest}"),
             ("the model's ranking there", f"{correlation}its choice {100 * entry.regret:.1f}% slower"),
             ("source", entry.source),
         ),

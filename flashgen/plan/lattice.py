@@ -8,6 +8,8 @@ from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+import sympy
+
 from flashgen.arch import Arch
 from flashgen.errors import PlanError, Problem
 from flashgen.plan.constraints import (
@@ -164,8 +166,9 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     """What measured well on an H200. P in shared memory, no overlap, clusters, other orders are there to be
     asked for under `tiles.schedule`, and `flashgen tune` tries some; none was ahead everywhere.
     """
-    bounds, head = workload.bounds, workload.head
-    uneven = bounds.first is not None or bounds.last is not None
+    head = workload.head
+    uneven = workload.mask.condition != sympy.true
+    packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
     for q_stages, o_aliases_q in product((2, 1), (False, True)):
@@ -173,7 +176,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
             ping_pong=warpgroups > 1,
             q_stages=q_stages,
             tile_order="dynamic" if uneven else "static",
-            pack_gqa=short and head.group > 1 and PANEL_COLUMNS % head.group == 0,
+            pack_gqa=short and packable,
             o_aliases_q=o_aliases_q,
         )
         yield with_registers(replace(schedule, **given.schedule), workload.head, warpgroups, given.schedule)

@@ -37,7 +37,7 @@ class Sm90Schedule:
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
     tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
     key_order: Literal["descending", "ascending"] = "descending"  # in which a q tile walks its key tiles
-    output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, within, after the softmax
+    output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, in, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T
     pack_gqa: bool = False  # fold the query heads of one K/V head into the q tile
     o_aliases_q: bool = True  # O is staged in Q's buffer rather than in its own
@@ -61,13 +61,18 @@ class MaskPlan:
         return cls(label, And(*first, *last), MaskDerivation("bounds", (bounds,)))
 
     @property
+    def listed(self) -> bool:
+        """Whether a block visits a list of tiles, rather than one span of them for each of its parts."""
+        return self.derivation.route == "map" or len(self.derivation.segments) > 1
+
+    @property
     def bounds(self) -> RowBounds:
         """The interval of keys of each row, where that is all there is to the mask.
 
         Raises:
             PlanError: it is not: the mask has several segments, or elements to be tested one by one.
         """
-        if self.derivation.route == "map" or len(self.derivation.segments) != 1:
+        if self.listed:
             raise PlanError(f"mask {self.label} is not one interval of keys per row")
         return self.derivation.segments[0]
 

@@ -1,8 +1,9 @@
 """Cycles of one kv tile on the pipes of an SM, and of what surrounds a q tile; per kernel family.
 
-Four pipes: tensor cores, MUFU (one exp2 for each score), fp32 (the rest of the softmax, masking, rescaling O)
-and shared memory. How they overlap is the family's. The constants of sm80 are fitted to FlashAttention 2's
-tiles, those of sm90 to measurements in benchmarks/data, which docs/solver.md compares with the model.
+Four pipes: tensor cores, MUFU (one exp2 for each score, and what the score function takes), fp32 (the rest of
+the softmax and of the score function, masking, rescaling O) and shared memory. How they overlap is the
+family's. The constants of sm80 are fitted to FlashAttention 2's tiles, those of sm90 to measurements in
+benchmarks/data, which docs/solver.md compares with the model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.operations import Operations, of_condition, of_score
 from flashgen.plan.tiling import Tiling, padded
 from flashgen.plan.workload import Workload
 
@@ -43,9 +45,20 @@ class BlockTime:
 
 def block_time(tiling: Tiling, work: Workload, arch: Arch, masked: float, blocks_per_sm: int) -> BlockTime:
     """`masked` is the share of kv tiles that are masked."""
+    each = _of_element(tiling, work, masked)
     if isinstance(tiling.schedule, Sm90Schedule):
-        return _sm90(tiling, tiling.schedule, work, arch, masked)
-    return _sm80(tiling, tiling.schedule, work, arch, masked, blocks_per_sm)
+        return _sm90(tiling, tiling.schedule, work, arch, each)
+    return _sm80(tiling, tiling.schedule, work, arch, each, blocks_per_sm)
+
+
+def _of_element(tiling: Tiling, work: Workload, masked: float) -> Operations:
+    """Instructions for one element of S: softmax, score function, and its share of the masking."""
+    softmax, mask = {
+        "sm80": (SM80_FP32_PER_SCORE, SM80_FP32_PER_MASKED_SCORE),
+        "sm90": (SM90_FP32_PER_SCORE, SM90_FP32_PER_MASKED_SCORE),
+    }[tiling.family]
+    masking = of_condition(work.mask.condition).plain if work.mask.listed else mask
+    return Operations(plain=softmax + masked * masking, mufu=1) + of_score(work.score.expr)
 
 
 # -- sm80 --------------------------------------------------------------------------------------------------
@@ -68,7 +81,7 @@ LOAD_LATENCY_CYCLES = 800.0  # from L2, with a tile's worth of requests in fligh
 
 
 def _sm80(
-    tiling: Tiling, schedule: Sm80Schedule, w: Workload, arch: Arch, masked: float, blocks_per_sm: int
+    tiling: Tiling, schedule: Sm80Schedule, w: Workload, arch: Arch, each: Operations, blocks_per_sm: int
 ) -> BlockTime:
     scores = tiling.tile_q * tiling.tile_kv
     d_qk, d_v = padded(w.head_dim_qk, 16), padded(w.head_dim_v, 16)
@@ -77,12 +90,8 @@ def _sm80(
     q_bytes = 0 if schedule.q_in_registers else BYTES * tiling.tile_q * d_qk
     pipes = Pipes(
         tensor=2 * scores * (d_qk + d_v) / flops_per_clock,
-        exp2=scores / arch.exp2_per_clock_per_sm,
-        fp32=(
-            scores * (SM80_FP32_PER_SCORE + masked * SM80_FP32_PER_MASKED_SCORE)
-            + tiling.tile_q * w.head_dim_v * SM80_FP32_PER_RESCALE
-        )
-        / FP32_PER_CLOCK,
+        exp2=scores * each.mufu / arch.exp2_per_clock_per_sm,
+        fp32=(scores * each.plain + tiling.tile_q * w.head_dim_v * SM80_FP32_PER_RESCALE) / FP32_PER_CLOCK,
         # every warp reads all of K and V; both also arrive once
         smem=(tiling.warps * kv_bytes + q_bytes + kv_bytes) / SMEM_BYTES_PER_CLOCK,
     )
@@ -122,7 +131,7 @@ DRAW_CYCLES = 480.0  # of an atomic, where tiles are drawn
 O_IN_SECOND_Q_CYCLES = 500.0
 
 
-def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, masked: float) -> BlockTime:
+def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each: Operations) -> BlockTime:
     warpgroups = tiling.warps // 4
     rows, keys = tiling.tile_q / warpgroups, tiling.tile_kv
     d_qk, d_v = padded(w.head_dim_qk, 16), padded(w.head_dim_v, 16)
@@ -133,11 +142,8 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, maske
     pv_smem = (BYTES * keys * d_v + p_bytes) / SMEM_BYTES_PER_CLOCK
     qk = max(2 * rows * keys * d_qk / WGMMA_FLOPS_PER_CLOCK, qk_smem)
     pv = max(2 * rows * keys * d_v / WGMMA_FLOPS_PER_CLOCK, pv_smem)
-    exp2 = rows * keys / arch.exp2_per_clock_per_sm
-    fp32 = (
-        rows * keys * (SM90_FP32_PER_SCORE + masked * SM90_FP32_PER_MASKED_SCORE)
-        + rows * w.head_dim_v * SM90_FP32_PER_RESCALE
-    ) / FP32_PER_CLOCK
+    exp2 = rows * keys * each.mufu / arch.exp2_per_clock_per_sm
+    fp32 = (rows * keys * each.plain + rows * w.head_dim_v * SM90_FP32_PER_RESCALE) / FP32_PER_CLOCK
     arriving = (BYTES * keys * (d_qk + d_v) + warpgroups * p_bytes) / SMEM_BYTES_PER_CLOCK
 
     chain = qk + pv + SOFTMAX_ALONE * (exp2 + fp32) + TILE_LATENCY_CYCLES

@@ -13,9 +13,9 @@ from flashgen.plan.cost import Cost, cost, occupancy
 from flashgen.plan.explain import explain, explain_tuned, impossible, reason
 from flashgen.plan.lattice import family_and_given, legal
 from flashgen.plan.model import KernelPlan
-from flashgen.plan.tiling import Head, Tiling
+from flashgen.plan.tiling import Tiling
 from flashgen.plan.tuned import TRUST, Tunings, find, tunings_for
-from flashgen.plan.workload import Workload
+from flashgen.plan.workload import Workload, head_of
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -122,7 +122,7 @@ def validate(plan: KernelPlan, arch: Arch) -> None:
     if plan.target != arch.target:
         raise PlanError(f"the plan is for {plan.target}, not for {arch.target}")
     tiling = Tiling(plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
-    head = Head(plan.head_dim_qk, plan.head_dim_v, plan.group, has_first=plan.mask.bounds.first is not None)
+    head = head_of(plan.head_dim_qk, plan.head_dim_v, plan.group, plan.mask, plan.score)
     if broken := violations(tiling, head, arch):
         sizes = f"tile_q={plan.tile_q}, tile_kv={plan.tile_kv}, stages={plan.stages}, warps={plan.warps}"
         raise PlanError("; ".join(f"{sizes}: {reason(use, arch)}" for use in broken))

@@ -44,6 +44,9 @@ _SCHEDULE_SYMBOLS = _symbols(
 # The head: PITCH is the sm80 row of shared memory, PANEL the sm90 one, D16 the padded width; in elements.
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
+# Mask and score, see `Head`; 0 or 1 but for the registers.
+_MASK_SYMBOLS = _symbols("closed_form heads_alike element_registers")
+CLOSED_FORM, HEADS_ALIKE, ELEMENT_REGISTERS = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -55,6 +58,7 @@ SYMBOLS: tuple[Expr, ...] = (
     *UNKNOWNS,
     *_SCHEDULE_SYMBOLS,
     *_HEAD_SYMBOLS,
+    *_MASK_SYMBOLS,
     *_CHIP_SYMBOLS,
     *_OVERHEAD_SYMBOLS,
 )
@@ -84,6 +88,9 @@ class Head:
     dim_v: int
     group: int = 1  # query heads per K/V head
     has_first: bool = False  # whether the mask bounds a row's keys from below
+    closed_form: bool = True  # whether each row keeps one interval, with ends that need no preparation
+    heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
+    element_registers: int = 0  # that the score takes of a thread
 
 
 def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple[int, int]:
@@ -149,6 +156,9 @@ class Tiling:
             HEAD_DIM_QK: head.dim_qk,
             HEAD_DIM_V: head.dim_v,
             GROUP: head.group,
+            CLOSED_FORM: int(head.closed_form),
+            HEADS_ALIKE: int(head.heads_alike),
+            ELEMENT_REGISTERS: head.element_registers,
             PITCH_QK: pitch(head.dim_qk),
             PITCH_V: pitch(head.dim_v),
             PANEL_QK: padded(head.dim_qk, 64),

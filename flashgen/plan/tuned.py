@@ -1,9 +1,10 @@
 """Tilings that `flashgen tune` measured: one file per target ships with the package, the user's own comes
 first.
 
-An entry speaks for an element width, a pair of head dims, a class of masks and a bucket of lengths. It is
-taken where the user left the tiles open, the legality predicate holds, and the model does not see a reason
-why this workload should be unlike the measured one.
+An entry speaks for an element width, a pair of head dims, a class of masks and a bucket of lengths; and for
+one mask and score, where there is more to them than one interval of keys a row. It is taken where the user
+left the tiles open, the legality predicate holds, and the model does not see a reason why this workload
+should be unlike the measured one.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from dataclasses import fields
 from functools import lru_cache
 from math import log2
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from flashgen.errors import PlanError
-from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.model import MaskPlan, ScorePlan, Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import Tiling
 from flashgen.plan.workload import Workload
-from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import Q
 
 SHIPPED = Path(__file__).parent / "tunings"
 SEQLEN_BUCKETS = (512, 16384)  # powers of two; longer ones are like the longest
@@ -35,7 +36,18 @@ SEQLEN_MIN = 256  # shorter sequences are unlike any bucket: they are solved for
 TRUST = 0.15
 
 MaskClass = Literal["full", "causal", "window"]
-Key = tuple[int, int, int, MaskClass, int, int]
+
+
+class Key(NamedTuple):
+    """What an entry speaks for."""
+
+    element_bits: int
+    head_dim_qk: int
+    head_dim_v: int
+    mask: MaskClass
+    variant: str
+    seqlen_q: int
+    seqlen_kv: int
 
 
 _SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {
@@ -59,6 +71,7 @@ class Tuned(_Record):
     head_dim_qk: int
     head_dim_v: int
     mask: MaskClass
+    variant: str = ""  # see `variant`
     seqlen_q: int  # bucket
     seqlen_kv: int
 
@@ -78,9 +91,7 @@ class Tuned(_Record):
     @property
     def key(self) -> Key:
         """What it speaks for."""
-        return (
-            self.element_bits, self.head_dim_qk, self.head_dim_v, self.mask, self.seqlen_q, self.seqlen_kv,
-        )  # fmt: skip
+        return Key(*(getattr(self, name) for name in Key._fields))
 
     @model_validator(mode="after")
     def _known_schedule(self) -> Tuned:
@@ -118,11 +129,23 @@ class Tunings(_Record):
         return self.model_copy(update={"entries": tuple(merged.values())})
 
 
-def mask_class(bounds: RowBounds) -> MaskClass:
-    """Masks that visit their tiles alike: on no side bounded, to the right only, or from the left too."""
-    if bounds.first is not None:
+def mask_class(mask: MaskPlan) -> MaskClass:
+    """Masks that visit their tiles alike: on no side bounded, to the right only, or from the left too.
+
+    Of several intervals, or of a hull: what bounds all of them, and moves with q.
+    """
+    segments = mask.derivation.segments
+    if all(segment.first is not None and segment.first.has(Q) for segment in segments):
         return "window"
-    return "full" if bounds.last is None else "causal"
+    moving = all(segment.last is not None and segment.last.has(Q) for segment in segments)
+    return "causal" if moving else "full"
+
+
+def variant(work: Workload) -> str:
+    """What is unlike others of its class of masks: ``causal_softcap50``; empty for plain intervals."""
+    plain = work.head.closed_form and work.score == ScorePlan() and not work.sink
+    parts = (work.mask.label, work.score.label, "sink" if work.sink else "")
+    return "" if plain else "_".join(filter(None, parts))
 
 
 def bucket(seqlen: int) -> int | None:
@@ -136,25 +159,27 @@ def key_of(work: Workload) -> Key | None:
     q, kv = bucket(work.seqlen_q), bucket(work.seqlen_kv)
     if q is None or kv is None:
         return None
-    return (16, work.head_dim_qk, work.head_dim_v, mask_class(work.bounds), q, kv)
+    return Key(16, work.head_dim_qk, work.head_dim_v, mask_class(work.mask), variant(work), q, kv)
 
 
 def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | None:
     """The entry for a workload, and its file; earlier files take precedence.
 
-    Where queries and keys are equally long and this length was not measured, the nearest one that was.
+    Where queries and keys are equally long and this length was not measured, the nearest one that was. For a
+    variant that was not measured at all, its class of masks.
     """
     key = key_of(work)
     if key is None:
         return None
     known = {entry.key: (entry, file) for file in reversed(files) for entry in file.entries}
-    if key in known:
-        return known[key]
-    *same, q, kv = key
-    alike = [k for k in known if list(k[:4]) == same and k[4] == k[5]]
-    if q != kv or not alike:
-        return None
-    return known[min(alike, key=lambda k: (abs(log2(k[4] / q)), -k[4]))]
+    for name in dict.fromkeys((key.variant, "")):
+        wanted = key._replace(variant=name)
+        if wanted in known:
+            return known[wanted]
+        alike = [k for k in known if k[:5] == wanted[:5] and k.seqlen_q == k.seqlen_kv]
+        if key.seqlen_q == key.seqlen_kv and alike:
+            return known[min(alike, key=lambda k: (abs(log2(k.seqlen_q / key.seqlen_q)), -k.seqlen_q))]
+    return None
 
 
 def tunings_for(target: str) -> tuple[Tunings, ...]:
@@ -221,8 +246,10 @@ __all__ = [
     "bucket",
     "find",
     "key_of",
+    "mask_class",
     "read",
     "tunings_for",
     "user_path",
+    "variant",
     "write",
 ]

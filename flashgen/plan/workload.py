@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from flashgen.plan.coverage import Coverage
 from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
-from flashgen.plan.tiles import Align, TileCounts, count
+from flashgen.plan.operations import of_score
+from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
-from flashgen.spec.bounds import RowBounds
+from flashgen.spec.symbols import HEAD
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
+
+
+def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePlan) -> Head:
+    """What the constraints depend on, of a kernel with this mask and score."""
+    segments = mask.derivation.segments
+    return Head(
+        dim_qk,
+        dim_v,
+        group,
+        has_first=mask.listed or any(segment.first is not None for segment in segments),
+        closed_form=mask.derivation.route == "bounds" and not mask.listed,
+        heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols,
+        element_registers=of_score(score.expr).registers,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,19 +71,22 @@ class Workload:
         )
 
     @property
-    def bounds(self) -> RowBounds:
-        """The interval of keys of each row, where that is all there is to the mask. PlanError if not."""
-        return self.mask.bounds
-
-    @property
     def head(self) -> Head:
         """What the constraints depend on."""
-        has_first = self.bounds.first is not None
-        return Head(self.head_dim_qk, self.head_dim_v, self.heads_q // self.heads_kv, has_first)
+        group = self.heads_q // self.heads_kv
+        return head_of(self.head_dim_qk, self.head_dim_v, group, self.mask, self.score)
+
+    @property
+    def coverage(self) -> Coverage:
+        """The mask over this workload's scores."""
+        return Coverage(
+            self.mask, self.align, self.seqlen_q, self.seqlen_kv, self.batch, self.heads_q, self.heads_kv,
+            self.tensors,
+        )  # fmt: skip
 
     def tiles(self, tile_q: int, tile_kv: int) -> TileCounts:
         """Tiles, rows and pairs of one (batch, head)."""
-        return count(self.bounds, self.align, self.seqlen_q, self.seqlen_kv, tile_q, tile_kv)
+        return self.coverage.count(tile_q, tile_kv)
 
     @property
     def kept(self) -> int:

@@ -1,0 +1,109 @@
+"""What a score function or a condition costs for each element: in instructions, roughly as printed.
+
+Parts that do not change along a row of keys are computed once a row and count nothing. An element of a sum
+that is affine in kv costs one instruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import sympy
+from sympy.core.function import AppliedUndef
+from sympy.logic.boolalg import BooleanFunction
+
+from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.symbols import KV, SCORE
+
+DIVISION = 6  # of integers by a constant: a multiplication, shifts, a correction
+DIVISION_BY_PARAMETER = 20
+READ = 4  # of a tensor at the key's position: the address, the load, and waiting for some of it
+REGISTERS_PER_READ = 8  # addresses and elements in flight
+REGISTERS_PER_FUNCTION = 4
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Of one element."""
+
+    plain: float = 0.0  # on the pipes of fp32 and integers
+    mufu: float = 0.0  # tanh, ex2, lg2, rcp
+    registers: int = 0  # beside those of the kernel without it, of a thread
+
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(self.plain + other.plain, self.mufu + other.mufu, self.registers + other.registers)
+
+
+NOTHING = Operations()
+
+
+@lru_cache(maxsize=512)
+def of_score(expr: sympy.Expr) -> Operations:
+    """A score function's; nothing for `SCORE` itself, whose scale the softmax takes in."""
+    if expr == SCORE:
+        return NOTHING
+    return _of((expr,)) + Operations(plain=1)  # the scale by itself
+
+
+@lru_cache(maxsize=512)
+def of_condition(condition: sympy.Basic) -> Operations:
+    """A condition's that is tested element by element, and of putting -inf where it fails."""
+    return _of((condition,)) + Operations(plain=1)
+
+
+def _of(roots: tuple[sympy.Basic, ...]) -> Operations:
+    """Of every part that differs from element to element, each counted once."""
+    pending, seen, found = list(roots), set(), NOTHING
+    while pending:
+        part = pending.pop()
+        if part in seen or not part.has(KV, SCORE):
+            continue
+        seen.add(part)
+        found += _of_node(part)
+        if not _is_affine(part):
+            pending += part.args
+    return found
+
+
+def _is_affine(part: sympy.Basic) -> bool:
+    """A multiple of kv and something of the row: one instruction, whatever it is made of."""
+    return isinstance(part, sympy.Add | sympy.Mul) and not part.has(SCORE) and not _curved(part)
+
+
+def _curved(part: sympy.Basic) -> bool:
+    products = [p for p in part.atoms(sympy.Mul) if sum(f.has(KV) for f in p.args) > 1]
+    functions = part.atoms(sympy.Function, sympy.Piecewise, sympy.Pow)
+    return bool(products) or any(function.has(KV) for function in functions)
+
+
+def _of_node(part: sympy.Basic) -> Operations:
+    varying = sum(arg.has(KV, SCORE) for arg in part.args)
+    match part:
+        case sympy.Symbol():
+            return NOTHING
+        case AppliedUndef():
+            return Operations(plain=READ, registers=REGISTERS_PER_READ)
+        case sympy.tanh() | sympy.exp() | sympy.log() | sigmoid():
+            return Operations(plain=1, mufu=1, registers=REGISTERS_PER_FUNCTION)
+        case sympy.Pow():
+            return Operations(plain=1, mufu=0 if part.exp.is_Integer and part.exp > 0 else 1)
+        case sympy.floor() | modulo() | sympy.Mod():
+            divisor = part.args[1] if len(part.args) > 1 else sympy.fraction(part.args[0])[1]
+            power = divisor.is_Integer and int(divisor) & (int(divisor) - 1) == 0
+            return Operations(plain=1 if power else DIVISION if divisor.is_number else DIVISION_BY_PARAMETER)
+        case sympy.Add() if _is_affine(part) or varying < len(part.args):
+            return Operations(plain=varying)
+        case sympy.Add() | sympy.Max() | sympy.Min() | BooleanFunction():
+            return Operations(plain=max(varying - 1, 0) + (varying < len(part.args)))
+        case sympy.Mul():
+            # a factor of one part of a sum goes into its FMA
+            return Operations(plain=max(varying - 1, 0) + 0.5 * (varying < len(part.args)))
+        case sympy.Piecewise():
+            return Operations(plain=len(part.args) - 1)
+        case sympy.Tuple():
+            return NOTHING
+    return Operations(plain=1)
+
+
+__all__ = ["NOTHING", "Operations", "of_condition", "of_score"]
