@@ -112,13 +112,14 @@ class Score:
         functions = (self.argument, self.element, *(diagonal.function for diagonal in self.diagonals))
         return any(function is not None and function.edges for function in functions)
 
-    @property
-    def call(self) -> str:
-        """The score of element e of column tile j."""
-        if self.element is None:
-            return "s[j][e]"
+    def call(self, function: Function) -> str:
+        """`function` of element e of column tile j."""
         diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
-        return self.element.call(row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
+        return function.call(row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
+
+    def diagonals_of(self, function: Function) -> list[Diagonal]:
+        """Those that `function` is given."""
+        return [d for d in self.diagonals if f"{d.function.returns} {d.name}" in function.parameters]
 
 
 @dataclass(frozen=True)
@@ -264,7 +265,13 @@ class _Build:
         return LevelPrinter(levels, reads, self._plan.parameters, self._plan.group)
 
     def _function(
-        self, printer: LevelPrinter, name: str, returns: Kind, row: str, expr: sympy.Basic
+        self,
+        printer: LevelPrinter,
+        name: str,
+        returns: Kind,
+        row: str,
+        expr: sympy.Basic,
+        diagonals: tuple[Diagonal, ...] = (),
     ) -> Function:
         scope = printer.levels.begin_function()
         result = printer.value(expr, returns)
@@ -274,38 +281,47 @@ class _Build:
         parameters = [
             declaration.format(row=row) for pattern, declaration in _PARAMETERS if re.search(pattern, text)
         ]
-        parameters += [f"float {found}" for found in sorted(set(re.findall(r"\bdiagonal\d*\b", text)))]
+        parameters += [
+            f"{diagonal.function.returns} {diagonal.name}"
+            for diagonal in diagonals
+            if re.search(rf"\b{diagonal.name}\b", text)
+        ]
         return Function(name, returns, tuple(parameters), variables, result)
 
     def _score(self) -> Score:
         printer = self._printer(split_edges=True)
-        expr = levelled(self._plan.score.expr)
-        argument, tanh = None, None
+        expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
+        argument, tanh, element = None, None, None
         if (split := _split_tanh(expr)) is not None:
             inner, slope, factor, expr = split
             if inner != PRODUCT:
-                argument = self._function(printer, "score_argument", "float", "ScoreRow", inner)
+                argument = self._function(printer, "score_argument", "float", "ScoreRow", inner, diagonals)
             with printer.levels.inside("head"):
                 text = f"scaled_tanh({printer.value(factor, 'float')}, {printer.value(slope, 'float')})"
             tanh = self._head.export("ScaledTanh", text, "bend")
-        diagonals: list[Diagonal] = []
-        packed = getattr(self._plan.schedule, "pack_gqa", False)
-        for part in [] if packed else _diagonals(expr):
-            name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
-            function = self._function(printer, f"score_{name}", "float", "ScoreRow", part)
-            diagonals.append(Diagonal(name, function))
-            expr = expr.xreplace({part: sympy.Symbol(f"{name}'", real=True)})
-        element = None
         if expr != TANH:
-            element = self._function(printer, "score_element", "float", "ScoreRow", expr)
+            element = self._function(printer, "score_element", "float", "ScoreRow", expr, diagonals)
         return Score(
             text=str(self._plan.score.expr),
             row=_row(printer),
             argument=argument,
             tanh=tanh,
-            diagonals=tuple(diagonals),
+            diagonals=diagonals,
             element=element,
         )
+
+    def _diagonals(self, printer: LevelPrinter, expr: Expr) -> tuple[Expr, tuple[Diagonal, ...]]:
+        """The score with symbols for its diagonals. Packed rows are no eight positions apart, and have none."""
+        diagonals: list[Diagonal] = []
+        packed = getattr(self._plan.schedule, "pack_gqa", False)
+        for part in [] if packed else _diagonals(expr):
+            name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
+            kind: Kind = "int" if part.is_integer else "float"
+            function = self._function(printer, f"score_{name}", kind, "ScoreRow", part)
+            diagonals.append(Diagonal(name, function))
+            symbol = sympy.Symbol(f"{name}'", **{"integer" if kind == "int" else "real": True})
+            expr = expr.xreplace({part: symbol})
+        return expr, tuple(diagonals)
 
     def _keep(self) -> Keep:
         printer = self._printer()
@@ -366,7 +382,7 @@ def _diagonals(expr: Expr) -> list[Expr]:
     if level_of(expr) != "element":
         return []
     costly = any(level_of(node) == "element" for node in expr.atoms(*_COSTLY))
-    if costly and not expr.has(PRODUCT, TANH) and distance_only(expr):
+    if costly and isinstance(expr, Expr) and not expr.has(PRODUCT) and distance_only(expr):
         return [expr]
     found: list[Expr] = []
     for arg in expr.args:

@@ -17,6 +17,7 @@ from typing import Literal
 import sympy
 from sympy import Expr
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 from flashgen.spec.symbols import KV, Q, SCALE, SCORE
 
@@ -144,5 +145,7 @@ def distance_only(expr: Expr) -> bool:
     """Whether `expr` depends on `q` and `kv` only through their distance."""
     if not (expr.has(Q) and expr.has(FIRST_KV, COLUMN)):
         return False
-    moved = expr.xreplace({COLUMN: Q - FIRST_KV - sympy.Symbol("distance'", integer=True)})
+    compared = {test: test.func(test.lhs - test.rhs, 0) for test in expr.atoms(Relational)}
+    distance = sympy.Symbol("distance'", integer=True)
+    moved = expr.xreplace(compared).xreplace({COLUMN: Q - FIRST_KV - distance})
     return not moved.has(Q, FIRST_KV, COLUMN)
