@@ -1,4 +1,4 @@
-"""What a spec's mask, score, parameters and tensors mean; what they are called; that they are written back."""
+"""What a spec's mask, score, parameters and tensors mean, what they are called, how they are written back."""
 
 from __future__ import annotations
 

@@ -14,16 +14,26 @@ from hypothesis import strategies as st
 from flashgen.errors import Location, SpecError
 from flashgen.spec.expression import MAX_CHOICES, Kind, parse_expression
 from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.inputs import TensorInput
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
 from flashgen.spec.syntax import MAX_CHARACTERS
 
 X = sympy.Symbol("x", real=True)
+TENSORS = {
+    tensor.name: tensor
+    for tensor in (
+        TensorInput("doc", ("batch", "kv"), "int32"),
+        TensorInput("bias", ("head", "q", "kv"), "bf16"),
+        TensorInput("keep", ("kv",), "bool"),
+        TensorInput("heat", (), "fp32"),
+    )
+}
 NAMES = {"q": Q, "kv": KV, "seqlen_q": SEQLEN_Q, "seqlen_kv": SEQLEN_KV, "x": X, "size": sympy.Integer(128)}
 
 
 def read(text: str, expect: Kind = Kind.BOOLEAN) -> sympy.Basic:
-    return parse_expression(text, names=NAMES, expect=expect)
+    return parse_expression(text, names=NAMES, tensors=TENSORS, expect=expect)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,9 @@ def test_conditions(text: str, expected: sympy.Basic) -> None:
         ("sigmoid(x)", sigmoid(X)),
         ("where(1 < 2, 7, x)", sympy.Integer(7)),
         ("-7 // 2", sympy.Integer(-4)),
+        ("floor(-3.5)", sympy.Integer(-4)),
+        ("floor(x) // 2", sympy.floor(sympy.floor(X) / 2)),
+        ("floor(q + x)", Q + sympy.floor(X)),
         ("-7 % 4", sympy.Integer(1)),
     ],
 )
@@ -323,6 +336,12 @@ def test_numbers_print_back(expr: sympy.Expr) -> None:
         ("-2*((kv+q)*max(kv,q))<0", "-2*((kv + q)*max(kv, q)) < 0"),
         ("(kv+3)//(q+1)*2<q%7", "2*((kv + 3) // (q + 1)) < (q % 7)"),
         ("sqrt(x)*exp(1)+1/sqrt(x)<sigmoid(-x)", "exp(1)*sqrt(x) + 1/sqrt(x) < sigmoid(-x)"),
+        ("floor(x/3)<(q+1)//2", "floor(x/3) < ((q + 1) // 2)"),
+        ("doc[q]==doc[kv+1]", "doc[batch, q] == doc[batch, kv + 1]"),
+        ("doc[batch,q]==doc", "doc[batch, q] == doc[batch, kv]"),
+        ("bias*2<bias[q//2,kv%3]", "2*bias[head, q, kv] < bias[head, (q // 2), (kv % 3)]"),
+        ("not keep or keep[q]", "keep[kv] == 0 or keep[q] != 0"),
+        ("bias[doc, kv]/heat<1", "bias[head, doc[batch, kv], kv]/heat < 1"),
     ],
 )
 def test_printed_form(text: str, printed: str) -> None:
