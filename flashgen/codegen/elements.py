@@ -28,6 +28,7 @@ from flashgen.codegen.reads import C_TYPES, Reads
 from flashgen.codegen.printer import bracketed
 from flashgen.plan.model import KernelPlan
 from flashgen.spec import derivation
+from flashgen.spec.affine import is_whole
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.functions import sigmoid
 from flashgen.spec.inputs import TensorInput
@@ -316,7 +317,7 @@ class _Build:
         packed = getattr(self._plan.schedule, "pack_gqa", False)
         for part in [] if packed else _diagonals(expr):
             name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
-            kind: Kind = "int" if part.is_integer else "float"
+            kind: Kind = "int" if is_whole(part) else "float"
             function = self._function(printer, f"score_{name}", kind, "ScoreRow", part)
             diagonals.append(Diagonal(name, function))
             symbol = sympy.Symbol(f"{name}'", **{"integer" if kind == "int" else "real": True})
@@ -335,7 +336,7 @@ class _Build:
 
     def _end(self, head: Scope, end: Expr) -> str:
         printer = self._printer(head=head)
-        printer.leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
+        printer.row_leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
         with printer.levels.inside("row"):
             return str(printer.doprint(end))
 

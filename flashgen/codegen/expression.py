@@ -30,6 +30,7 @@ from flashgen.codegen.levels import (
 )
 from flashgen.codegen.printer import IntegerPrinter, bracketed
 from flashgen.codegen.reads import Reads
+from flashgen.spec.affine import is_whole
 from flashgen.spec.functions import modulo, sigmoid
 from flashgen.spec.inputs import RuntimeParameter
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
@@ -48,6 +49,7 @@ class LevelPrinter(IntegerPrinter):
         super().__init__()
         self.levels = levels
         self.reads = reads
+        self.row_leaves: dict[sympy.Symbol, str] = {}  # where they differ in a function of a row
         self.leaves: dict[sympy.Symbol, str] = {
             Q: "q",
             FIRST_KV: "kv",
@@ -67,12 +69,12 @@ class LevelPrinter(IntegerPrinter):
     def value(self, expr: sympy.Basic, kind: Kind, hint: str = "") -> str:
         """`expr` as an operand of what is printed at the present level. `hint` is a name for it, if it needs one."""
         level = level_of(expr)
-        if level == "constant" or not self.levels.below(level):
+        if level == "constant" or not self.levels.below(level) or (kind == "int" and expr in _LENGTHS):
             return self._here(expr, kind)
+        if kind == "int" and expr.is_Add and all(arg in _LENGTHS or arg.is_Integer for arg in expr.args):
+            return self._here(expr, kind)  # as cheap to compute as to keep
         with self.levels.inside(level):
             text = self._here(expr, kind)
-        if kind == "int" and expr.is_Add and expr.free_symbols <= _LENGTHS and all(a.is_Atom for a in expr.args):
-            return text  # as cheap to compute as to keep
         return self.levels.scopes[level].export(kind, text, hint or _hint(expr, kind), _about(expr))
 
     def _here(self, expr: sympy.Basic, kind: Kind) -> str:
@@ -133,10 +135,12 @@ class LevelPrinter(IntegerPrinter):
     # -- integers and booleans
 
     def _print_Symbol(self, expr: sympy.Symbol) -> str:
+        if self.levels.at == "row" and expr in self.row_leaves:
+            return self.row_leaves[expr]
         return self.leaves[expr] if expr in self.leaves else identifier(expr.name.rstrip("'"))
 
     def _print_Add(self, expr: Add) -> str:
-        if self.levels.at != "element":
+        if not self._element(expr):
             return _sum([self._signed(term, "int") for term in expr.as_ordered_terms()])
         a, b, others = self._split(expr)
         terms = [self._signed(term, "int") for term in others]
@@ -152,7 +156,7 @@ class LevelPrinter(IntegerPrinter):
         return ("-" if negative else "+"), self.value(magnitude, kind)
 
     def _print_Mul(self, expr: Mul) -> str:
-        if not all(arg.is_integer for arg in expr.args):
+        if not all(is_whole(arg) for arg in expr.args):
             self.emptyPrinter(expr)
         outer, inner = self._outer(expr.args)
         coefficient = Mul(*outer)
@@ -165,7 +169,7 @@ class LevelPrinter(IntegerPrinter):
 
     def _floor_div(self, quotient: Expr) -> str:
         numerator, denominator = sympy.fraction(sympy.together(quotient))
-        if not (numerator.is_integer and denominator.is_integer):
+        if not (is_whole(numerator) and is_whole(denominator)):
             return f"__float2int_rd({self.value(quotient, 'float')})"
         if (part := self._phase(numerator, denominator)) is not None:
             whole, phase, slope = part
@@ -213,10 +217,10 @@ class LevelPrinter(IntegerPrinter):
         difference = sympy.expand(left - right)
         scale = sympy.ilcm(1, *[term.as_coeff_Mul()[0].q for term in Add.make_args(difference) if _rational(term)])
         terms = [scale * term for term in Add.make_args(difference)]
-        if not all(term.is_integer for term in terms):
+        if not all(is_whole(term) for term in terms):
             return f"{self.value(left, 'float')} {expr.rel_op} {self.value(right, 'float')}"
         if self.levels.at != "element":
-            if left.is_integer and right.is_integer:
+            if is_whole(left) and is_whole(right):
                 return f"{self._print(left)} {expr.rel_op} {self._print(right)}"
             return f"{self._print(Add(*terms))} {expr.rel_op} 0"
         if isinstance(expr, sympy.Eq | sympy.Ne) and (text := self._print_congruence(expr)):
@@ -234,7 +238,9 @@ class LevelPrinter(IntegerPrinter):
         if b != 0:
             inner.append(self._signed(b * COLUMN, "int"))
         hint = {"<": "end", "<=": "last", ">": "before", ">=": "first"}.get(operator, "")
-        return f"{_sum(inner)} {operator} {self.value(-a, 'int', hint)}"
+        left = _sum(inner)
+        left = bracketed(left) if re.search(" [&|] ", left) else left
+        return f"{left} {operator} {self.value(-a, 'int', hint)}"
 
     def _print_congruence(self, expr: Relational) -> str | None:
         """``x % n == y`` with n constant and y per row, as ``u == c % n`` with u per row."""
@@ -294,7 +300,7 @@ class LevelPrinter(IntegerPrinter):
             return None
         difference = part.lhs - part.rhs
         affine = self.affine(difference)
-        if affine is None or abs(affine[1]) != 1 or not affine[0].is_integer:
+        if affine is None or abs(affine[1]) != 1 or not is_whole(affine[0]):
             return None
         a, b = affine
         strict = isinstance(part, sympy.Lt | sympy.Gt)
@@ -310,8 +316,8 @@ class LevelPrinter(IntegerPrinter):
             return literal(expr)
         if isinstance(expr, AppliedUndef):
             text = self.reads.element(self, expr)
-            return f"static_cast<float>({text})" if expr.is_integer else text
-        if expr.is_integer and (self.levels.at != "element" or not _structural(expr)):
+            return f"static_cast<float>({text})" if is_whole(expr) else text
+        if is_whole(expr) and (self.levels.at != "element" or not _structural(expr)):
             return f"static_cast<float>({super()._print(expr)})"
         if expr.is_Symbol:
             return self._print_Symbol(expr)
@@ -334,7 +340,7 @@ class LevelPrinter(IntegerPrinter):
         if isinstance(expr, sigmoid):
             return f"reciprocal_approx(1.0f + exp2_approx({self.value(-_LOG2E * expr.args[0], 'float')}))"
         if isinstance(expr, sympy.log):
-            return self._real_product(Mul(sympy.log(2), expr, evaluate=False))
+            return self._real_product(expr)
         if isinstance(expr, sympy.tanh):
             return f"tanh_approx({self.value(expr.args[0], 'float')})"
         raise ValueError(f"{type(expr).__name__} cannot be printed in CUDA: {expr!s}")
@@ -359,8 +365,8 @@ class LevelPrinter(IntegerPrinter):
         assert text is not None
         return text
 
-    def _real_product(self, expr: Mul) -> str:
-        outer, inner = self._outer(expr.args)
+    def _real_product(self, expr: Expr) -> str:
+        outer, inner = self._outer(Mul.make_args(expr))
         logarithms = [factor for factor in inner if isinstance(factor, sympy.log)]
         coefficient = Mul(*outer, *[sympy.log(2)] * len(logarithms))
         if self.levels.at == "element":
@@ -435,9 +441,13 @@ def _rational(term: Expr) -> bool:
 
 
 def _term(text: str) -> str:
-    """`text` as a term of a sum that is added up from the right: sums in brackets, products without."""
-    bare = re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", re.sub(r"\([^()]*\)", "", text)))
-    return bracketed(text) if re.search(r" [^*] |^-|\(", bare) else text
+    """`text` as a term of a sum: products as they are, anything of lower precedence in brackets."""
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character == " " and not text.startswith("* ", at + 1) and text[at - 1] != "*":
+            return f"({text})"
+    return f"({text})" if text.startswith("-") else text
 
 
 def _times(factor: int) -> str:
@@ -448,7 +458,8 @@ def _sum(terms: list[tuple[str, str]]) -> str:
     ordered = sorted(terms, key=lambda term: term[0] == "-")
     text = ""
     for sign, magnitude in ordered:
-        text += f" {sign} {magnitude}" if text else ("-" if sign == "-" else "") + magnitude
+        term = _term(magnitude) if len(ordered) > 1 or sign == "-" else magnitude
+        text += f" {sign} {term}" if text else ("-" if sign == "-" else "") + term
     return text or "0"
 
 

@@ -1,0 +1,195 @@
+"""The printed mathematics of a plan compiled for the CPU, so that its arithmetic is compared without a GPU.
+
+What `templates/kernels/{inputs,elements,prepare}.cuh.j2` print is compiled by g++ behind stand-ins for what only
+CUDA has: a launch is a loop over the threads of a block, votes and barriers are those of a single thread, and an
+approximate instruction is the function that it approximates.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashgen.codegen import render
+from flashgen.codegen.environment import environment, templates_dir
+from flashgen.codegen.elements import elements
+from flashgen.plan.model import KernelPlan
+
+COMPILER = shutil.which("g++")
+
+RANGES = ("key_first", "key_last")
+
+_HEADERS = ("types.cuh", "integer.cuh", "softmax.cuh", "elementary.cuh", "read.cuh", "mask.cuh")
+
+_STAND_INS = """
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define __device__
+#define __host__
+#define __global__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __restrict__
+using std::abs, std::max, std::min;
+struct Index { int x; };
+static thread_local Index threadIdx, blockIdx;
+inline float __int_as_float(int bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
+inline float from_half(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return x; }
+inline float __logf(float x) { return std::log(x); }
+inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
+inline bool __all_sync(unsigned, bool holds) { return holds; }
+template <typename T> T __ldg(const T *address) { return *address; }
+"""
+
+_INSTRUCTIONS = {
+    "ex2.approx": "std::exp2(x)",
+    "rcp.approx": "1.0f / x",
+    "tanh.approx": "std::tanh(x)",
+    "lg2.approx": "std::log2(x)",
+    "rsqrt.approx": "1.0f / std::sqrt(x)",
+    "sqrt.approx": "std::sqrt(x)",
+}
+
+_DRIVERS = """
+extern "C" void score(int batch, int head, int q_begin, int kv_begin, float *tile) {
+  for (int lane = 0; lane < 32; ++lane) {
+    threadIdx.x = lane;
+    float s[kTileKv / 8][4];
+    for (int j = 0; j < kTileKv / 8; ++j)
+      for (int e = 0; e < 4; ++e) s[j][e] = tile[(lane / 4 + e / 2 * 8) * kTileKv + 8 * j + 2 * (lane % 4) + e % 2];
+    const int q = q_begin + lane / 4;
+    TERMS
+    BODY
+    for (int j = 0; j < kTileKv / 8; ++j)
+      for (int e = 0; e < 4; ++e) tile[(lane / 4 + e / 2 * 8) * kTileKv + 8 * j + 2 * (lane % 4) + e % 2] = s[j][e];
+  }
+}
+"""
+
+
+class HostKernel:
+    """The functions of one plan's elements, and its struct of parameters."""
+
+    def __init__(self, plan: KernelPlan, folder: Path) -> None:
+        self.plan = plan
+        self.elements = elements(plan)
+        source = folder / f"{plan.kernel}.cpp"
+        source.write_text(self._source())
+        library = source.with_suffix(".so")
+        command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-o", str(library), str(source)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        self._library = ctypes.CDLL(str(library))
+        self._kept: list[npt.NDArray[Any]] = []
+
+    def _source(self) -> str:
+        plan = self.plan
+        text = render(plan).text
+        layout = re.search(r"struct AttentionParams \{.*?\n\};", text, re.DOTALL)
+        assert layout is not None
+        parts = [
+            _STAND_INS,
+            *map(_on_host, _HEADERS),
+            f"constexpr int kTileQ = {plan.tile_q}, kTileKv = {plan.tile_kv};",
+            environment().get_template("kernels/inputs.cuh.j2").render(plan=plan),
+            layout[0],
+            environment().get_template("kernels/elements.cuh.j2").render(plan=plan),
+            "static AttentionParams params;",
+        ]
+        terms = "const HeadTerms terms = head_terms(params, batch, head);" if self.elements.head_terms else ""
+        for name in [n for n, part in (("score", self.elements.score), ("mask", self.elements.listed)) if part]:
+            body = f"apply_{name}(s, params{self.elements.terms}, q, q + 8, kv_begin);"
+            driver = _DRIVERS.replace("void score", f"void {name}_tile")
+            parts.append(driver.replace("TERMS", terms).replace("BODY", body))
+        members = ["batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_kv", "scale"]
+        members += [f"inputs.{name}" for line in self.elements.inputs for name in _declared(line)]
+        parts += [f'extern "C" void *at_{m.replace(".", "_")}() {{ return &params.{m}; }}' for m in members]
+        if self.elements.listed and plan.preparation is None:
+            parts.append(
+                f"""extern "C" int visit(int batch, int head, int q_first, int q_last, int *words) {{
+                  {terms}
+                  Visits visits = {{params{self.elements.terms}, q_first, q_last, 0}};
+                  int count = 0;
+                  while ((words[count] = visits.next()) >= 0) ++count;
+                  return count;
+                }}"""
+            )
+        if plan.preparation == "ranges":
+            parts.append(environment().get_template("kernels/prepare.cuh.j2").render(plan=plan))
+            parts.append(
+                f"""extern "C" void prepare(int blocks) {{
+                  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x)
+                    for (threadIdx.x = 0; threadIdx.x < 128; ++threadIdx.x) {plan.kernel}_prepare(params);
+                }}"""
+            )
+        return "\n".join(parts)
+
+    def set(self, **values: int | float) -> None:
+        """Members of `AttentionParams`, and parameters among its `inputs`, as ``inputs_<name>``."""
+        for name, value in values.items():
+            type = ctypes.c_float if isinstance(value, float) else ctypes.c_int32
+            type.from_address(self._address(name)).value = value
+
+    def give(self, name: str, array: npt.NDArray[Any]) -> None:
+        """A tensor among the `inputs`, in its memory's dtype."""
+        array = np.ascontiguousarray(array)
+        self._kept.append(array)
+        ctypes.c_void_p.from_address(self._address(f"inputs_{name}")).value = array.ctypes.data
+        strides = [step // array.itemsize for step in array.strides[:-1]]
+        if strides:
+            held = (ctypes.c_int64 * len(strides)).from_address(self._address(f"inputs_{name}_stride"))
+            held[:] = strides
+
+    def _address(self, member: str) -> int:
+        function = getattr(self._library, f"at_{member}")
+        function.restype = ctypes.c_void_p
+        return int(function())
+
+    def tile(self, what: str, batch: int, head: int, q: int, kv: int, s: npt.NDArray[np.float32]) -> None:
+        """Apply the score or the mask to 16 rows from position `q` on and one tile of keys, in place."""
+        assert s.shape == (16, self.plan.tile_kv) and s.flags.c_contiguous
+        function = getattr(self._library, f"{what}_tile")
+        function(batch, head, q, kv, s.ctypes.data_as(ctypes.c_void_p))
+
+    def visits(self, batch: int, head: int, q_first: int, q_last: int) -> list[tuple[int, bool]]:
+        """Key tiles of the rows at positions q_first..q_last, and whether each is masked."""
+        words = (ctypes.c_int * 4096)()
+        count = self._library.visit(batch, head, q_first, q_last, words)
+        return [(word // 2, word % 2 == 1) for word in words[:count]]
+
+    def prepare(self, batches: int, heads: int, seqlen_q: int) -> tuple[npt.NDArray[np.int32], ...]:
+        """Run the preparation kernel of the ranges; what it has written, [batches, heads, seqlen_q]."""
+        arrays = tuple(np.full((batches, heads, seqlen_q), -7, np.int32) for _ in RANGES)
+        for name, array in zip(RANGES, arrays, strict=True):
+            ctypes.c_void_p.from_address(self._address(f"inputs_{name}")).value = array.ctypes.data
+        self._library.prepare(batches * heads * -(-seqlen_q // 128))
+        return arrays
+
+
+def _declared(line: str) -> list[str]:
+    """The names that a line of a struct declares."""
+    declaration = line.partition(";")[0].partition("[")[0]
+    return [re.split(r"[ *]", part)[-1] for part in declaration.split(",")]
+
+
+def _on_host(header: str) -> str:
+    """A device header with host functions for its instructions."""
+    text = (templates_dir() / "device" / header).read_text()
+    for instruction, value in _INSTRUCTIONS.items():
+        pattern = r'float y;\s*asm\("' + re.escape(instruction) + r"[^;]*;[^;]*;\s*return y;"
+        text = re.sub(pattern, f"return {value};", text)
+    text = re.sub(r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element->bits);", text)
+    text = re.sub(r"template <>\n.*?pack<.*?\n\}\n", "", text, flags=re.DOTALL)
+    return re.sub(r"#pragma once|#include .*", "", text)
