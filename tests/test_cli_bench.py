@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-import sympy
 import torch
 
 from flashgen.cli.arguments import gallery
 from flashgen.cli.bench import _table, _to_dict
 from flashgen.cli.terminal import console
 from flashgen.explore.bench import Comparison, Timing
-from flashgen.explore.inputs import random_inputs
-from flashgen.explore.peers import PEERS, Case, Unsupported
+from flashgen.explore.inputs import random_inputs, sample_inputs
+from flashgen.explore.peers import PEERS, Case, Unsupported, flex_functions
 from flashgen.runtime import interpret
-from flashgen.runtime.reference import elementwise_mask
+from flashgen.runtime.elements import Box, Elements
+from flashgen.runtime.inputs import Declarations, Sizes, arrange
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
-from flashgen.spec.symbols import KV, Q
 
 
-def spec_of(mask: str, align: str = "bottom_right") -> AttentionSpec:
+def spec_of(mask: str, align: str = "bottom_right", score: str = "score") -> AttentionSpec:
     return parse_spec(
         f"""
 flashgen: 1
 name: tiny
-attention: {{heads: {{q: 4, kv: 2}}, head_dim: 32, mask: {mask}, align: {align}}}
+attention: {{heads: {{q: 4, kv: 2}}, head_dim: 32, mask: {mask}, align: {align}, score: {score}}}
 passes: [forward]
 workload: {{batch: 1, seqlen: 64}}
 tiles: auto
@@ -71,12 +72,43 @@ def test_outputs_are_compared_with_the_right_rows(mask: str, align: str) -> None
 
 
 @pytest.mark.parametrize("name", gallery())
-def test_flex_attention_gets_the_specs_mask(name: str) -> None:
+def test_flex_attention_gets_the_specs_mask_and_score(name: str) -> None:
     spec = load_spec(gallery()[name])
-    case = Case.of(spec, 1, 40, 56)
-    keep = sympy.lambdify([Q, KV], spec.attention.condition, modules="torch")
-    kept = torch.as_tensor(keep(torch.arange(40)[:, None] + case.shift, torch.arange(56)[None, :]))
-    assert torch.equal(kept.expand(40, 56), elementwise_mask(spec, 40, 56, torch.device("cpu")))
+    case = Case.of(spec, 2, 40, 56)
+    q, k, _ = random_inputs(case.work, "cpu")
+    case = replace(case, samples=sample_inputs(spec, q, k))
+    sizes, declared = Sizes.of(q, k, spec.attention.align), Declarations.of(spec)
+    inputs = arrange(declared, **case.samples.arguments, name=name)
+    elements = Elements(
+        declared, inputs, sizes, scale=spec.scale, real=torch.float32, device=torch.device("cpu")
+    )
+    keep, modify = flex_functions(case, q, k)
+    b, h, row, kv = torch.meshgrid(
+        *(torch.arange(length) for length in (2, sizes.heads_q, 40, 56)), indexing="ij"
+    )
+    score = torch.randn(b.shape)
+    box = Box.whole(sizes)
+    kept = torch.as_tensor(keep(b, h, row, kv)).expand(b.shape)
+    assert torch.equal(kept, elements.at(spec.attention.condition, box).expand(b.shape))
+    expected = elements.at(spec.attention.score_expr, box, {"score": score})
+    torch.testing.assert_close(modify(score, b, h, row, kv), expected.expand(b.shape))
+
+
+@pytest.mark.parametrize(
+    ("score", "cap"), [("score", 0.0), ("softcap(30)", 30.0), ("5 * tanh(score / 5)", 5.0)]
+)
+def test_soft_caps_are_recognised(score: str, cap: float) -> None:
+    assert Case.of(spec_of("causal", score=score), 1, 64, 64).softcap == cap
+
+
+@pytest.mark.parametrize("score", ["alibi", "2 * tanh(score)", "sink", "softcap(30) + 1"])
+def test_peers_are_not_asked_for_other_scores(score: str) -> None:
+    case = Case.of(spec_of("causal", score=score), 1, 64, 64)
+    for peer in ("cudnn", "flash", "efficient", "fa3", "fa4", "flashinfer"):
+        with pytest.raises((Unsupported, ImportError)):
+            PEERS[peer](case, *random_inputs(case.work, "cpu"))
+    with pytest.raises(Unsupported):
+        _ = case.softcap
 
 
 def test_flops_count_what_the_mask_keeps() -> None:

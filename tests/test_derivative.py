@@ -56,7 +56,7 @@ def autograd_output(
     )  # fmt: skip
     score, box = queries @ keys.mT * spec.scale, Box.whole(sizes)
     kept = elements.at(spec.attention.condition, box).expand(score.shape)
-    logits = elements.at(spec.attention.score_expr, box, {SCORE: score}).masked_fill(~kept, -1e300)
+    logits = elements.at(spec.attention.score_expr, box, {"score": score}).masked_fill(~kept, -1e300)
     if sink is not None:
         logits = torch.cat([logits, sink[None, :, None, None].expand(*logits.shape[:3], 1)], -1)
     p = torch.softmax(logits, -1)[..., : score.shape[-1]].masked_fill(~kept, 0.0)
@@ -209,10 +209,10 @@ def test_composed_scores_against_autograd(text: str, seed: int) -> None:
     # Off the integers and halves, where floors and choices have kinks.
     score, value = (torch.randn(40, generator=generator, dtype=torch.float64) * 3 + 0.0123 for _ in range(2))
     rows, keys = (torch.randint(0, 30, (40,), generator=generator) for _ in range(2))
-    values = {Q: rows, KV: keys, HEAD: rows % 4}
+    values = {"q": rows, "kv": keys, "head": rows % 4}
 
     def at(expr: sympy.Expr) -> Tensor:
-        return evaluate(expr, {**values, SCORE: score}, read=lambda *_: value).double()
+        return evaluate(expr, {**values, "score": score}, read=lambda *_: value).double()
 
     score.requires_grad_()
     value.requires_grad_()

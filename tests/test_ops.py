@@ -43,11 +43,11 @@ def test_call_returns_what_the_interpreter_computes(kernel: Kernel, qkv: tuple[T
 @pytest.mark.parametrize("return_lse", [True, False])
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_opcheck(kernel: Kernel, qkv: tuple[Tensor, ...], scale: float | None, return_lse: bool) -> None:
-    torch.library.opcheck(FORWARD, (*qkv, scale, kernel.key, return_lse))
+    torch.library.opcheck(FORWARD, (*qkv, scale, kernel.key, return_lse, [], [], None, []))
 
 
 def test_opcheck_of_attention(qkv: tuple[Tensor, ...]) -> None:
-    torch.library.opcheck(FORWARD, (*qkv, None, api._key(True, None, None), True))
+    torch.library.opcheck(FORWARD, (*qkv, None, api._key(True, None, None), True, [], [], None, []))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -177,7 +177,7 @@ def test_tensors_of_another_kernel(kernel: Kernel, change: Callable[..., Any], m
 
 def test_unknown_kernel(qkv: tuple[Tensor, ...]) -> None:
     with pytest.raises(LaunchError, match=r"no kernel 'nobody/0'[^$]*flashgen\.load"):
-        FORWARD(*qkv, None, "nobody/0", False)
+        FORWARD(*qkv, None, "nobody/0", False, [], [], None, [])
 
 
 def test_scale_must_be_positive(kernel: Kernel, qkv: tuple[Tensor, ...]) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from flashgen.errors import LaunchError
-from flashgen.explore.inputs import random_inputs
+from flashgen.explore.inputs import random_inputs, sample_inputs
 from flashgen.explore.peers import PEERS, Case, Unsupported
 
 if TYPE_CHECKING:
@@ -62,13 +62,14 @@ def compare(
     require_gpu()
     case = Case.of(spec, batch, seqlen_q, seqlen_kv)
     q, k, v = random_inputs(case.work, "cuda")
+    case = replace(case, samples=sample_inputs(spec, q, k))
     rows, expected = case.reference(q, k, v)
     calls: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
     for name in ("flashgen", *peers):
         try:
-            call = _flashgen(spec, q, k, v) if name == "flashgen" else PEERS[name](case, q, k, v)
+            call = _flashgen(case, q, k, v) if name == "flashgen" else PEERS[name](case, q, k, v)
             output = call()
             torch.cuda.synchronize()
         except (Unsupported, ImportError) as error:
@@ -114,15 +115,15 @@ def require_gpu() -> None:
         )
 
 
-def _flashgen(
-    spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> Callable[[], torch.Tensor]:
+def _flashgen(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """What the mask needs is prepared beforehand, as FlexAttention's block mask is."""
     from flashgen.runtime import load
 
-    kernel = load(spec)
+    kernel, given = load(case.spec), case.samples.arguments
+    prepared = kernel.prepare(q, k, v, **given) if kernel.plan.preparation else None
 
     def call() -> torch.Tensor:
-        output = kernel(q, k, v)
+        output = kernel(q, k, v, prepared=prepared, **given)
         assert isinstance(output, torch.Tensor)
         return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ _FLOAT = 20.0  # a runtime parameter of which nothing is known: a cap, a tempera
 class Samples:
     """What a call takes besides q, k and v, by name."""
 
-    tensors: Mapping[str, Tensor]
-    params: Mapping[str, float]
-    sink: Tensor | None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    params: Mapping[str, float] = field(default_factory=dict)
+    sink: Tensor | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:

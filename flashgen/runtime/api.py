@@ -15,18 +15,27 @@ from torch import Tensor
 from flashgen.build import artifact
 from flashgen.errors import LaunchError, SpecError
 from flashgen.plan import KernelPlan, plan_from_dict
-from flashgen.runtime import ops
-from flashgen.runtime.arguments import DTYPES, Signature, bypasses_dispatcher, check_layout, signature
+from flashgen.runtime.arguments import bypasses_dispatcher, is_plain
+from flashgen.runtime.formula import (
+    Expression,
+    Formula,
+    Given,
+    GivenTensor,
+    bare,
+    formula_of,
+    given_tensor,
+    tables,
+    texts_of,
+)
+from flashgen.runtime.inputs import Inputs
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.launch import LAUNCHES_MAX
-from flashgen.runtime.layouts import Outputs, Run
+from flashgen.runtime.layouts import Outputs
+from flashgen.runtime.shaped import ShapedAttention
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
 
 Mask = str | Mapping[str, Any]
 
-_SEQLEN_BUCKETS = (128, 32768)  # tiles follow the length, by powers of two between these
-_BATCH_BUCKETS = (1, 64)
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_of_key: dict[str, ShapedAttention] = {}
 
 
 def load(source: str | os.PathLike[str] | AttentionSpec) -> Kernel:
@@ -49,23 +58,33 @@ def load(source: str | os.PathLike[str] | AttentionSpec) -> Kernel:
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *,
-    causal: bool = ..., mask: Mask | None = ..., window: int | None = ..., scale: float | None = ...,
+    causal: bool = ..., mask: Expression | None = ..., window: int | None = ...,
+    score: Expression | None = ..., tensors: Mapping[str, GivenTensor] | None = ...,
+    params: Mapping[str, float] | None = ..., sink: Tensor | None = ..., scale: float | None = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *,
-    causal: bool = ..., mask: Mask | None = ..., window: int | None = ..., scale: float | None = ...,
+    causal: bool = ..., mask: Expression | None = ..., window: int | None = ...,
+    score: Expression | None = ..., tensors: Mapping[str, GivenTensor] | None = ...,
+    params: Mapping[str, float] | None = ..., sink: Tensor | None = ..., scale: float | None = ...,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *,
-    causal: bool = False, mask: Mask | None = None, window: int | None = None, scale: float | None = None,
+    causal: bool = False, mask: Expression | None = None, window: int | None = None,
+    score: Expression | None = None, tensors: Mapping[str, GivenTensor] | None = None,
+    params: Mapping[str, float] | None = None, sink: Tensor | None = None, scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
-    """softmax(scale * Q K^T + mask) V with a kernel made for these tensors.
+    """softmax(score(scale * Q K^T), masked) V with a kernel made for these tensors.
 
-    The first call with new head dims, dtype, mask or order of magnitude of the lengths solves and compiles a
-    kernel (seconds; the cubin is cached on disk). Every other call finds it by shape.
+    The first call with new head dims, dtype, formula or order of magnitude of the lengths solves and compiles
+    a kernel (seconds; the cubin is cached on disk). Every other call finds it by shape.
+
+        attention(q, k, v, mask="causal and document", tensors={"doc": doc})
+        attention(q, k, v, mask=lambda q, kv: (kv <= q) & (q - kv < 4096), score="softcap(50)")
+        attention(q, k, v, score="score + slope[head] * (kv - q)", tensors={"slope": slope}, causal=True)
 
     Args:
         q: [batch, seqlen_q, heads_q, head_dim_qk], bf16 or fp16; head dims are multiples of 8 up to 256.
@@ -73,103 +92,106 @@ def attention(
         v: [batch, seqlen_kv, heads_kv, head_dim_v].
         causal: keep the keys up to each query; the last query is aligned with the last key.
         window: of those, keep the last `window`; implies `causal`.
-        mask: any mask of the spec language, instead of the two.
+        mask: any mask of the spec language, instead of the two: text, ``{"window": 4096}``, or a Python
+            function of the language's variables (see `flashgen.spec.trace`), which each call runs anew.
+        score: what becomes of ``score = scale * (Q . K)`` before the softmax; text or function likewise.
+        tensors: what mask and score read, by name: fp32, fp16, bf16, int32 or bool. The axes are those that
+            its subscripts name (``bias[head, q, kv]``; one or two leading dimensions more are the batch and
+            the head), or the gallery's, or given: ``{"bias": (bias, ["head", "q", "kv"])}``.
+        params: numbers that mask and score name. Another value needs no other kernel; a number written in the
+            text makes a kernel of its own, which may be faster.
+        sink: logits that join the softmax's denominator, fp32 [heads_q].
         scale: positive; 1/sqrt(head_dim_qk) where `None`.
         return_lse: also return the logarithm of the softmax's denominators.
 
     Returns:
         o [batch, seqlen_q, heads_q, head_dim_v] in q's dtype, contiguous; with `return_lse` also lse
-        [batch, heads_q, seqlen_q], fp32, natural logarithm. A row with every key masked gives 0 and -inf.
+        [batch, heads_q, seqlen_q], fp32, natural logarithm. A row with every key masked gives 0 and -inf (the
+        sink, where there is one).
 
-    Raises `SpecError` for a mask or head_dim that there is no kernel for, `LaunchError` for tensors that do
-    not fit or where a gradient is needed.
+    Raises `SpecError` for a mask, score or head_dim that there is no kernel for, `LaunchError` for tensors
+    that do not fit or where a gradient is needed.
     """
-    if bypasses_dispatcher(q, k, v):
+    if score is not None or tensors or params or sink is not None or callable(mask):
+        chosen = _chosen_mask(causal, mask, window)
+        o, lse = _with_formula(q, k, v, scale, return_lse, chosen, score, tensors or {}, params or {}, sink)
+    elif bypasses_dispatcher(q, k, v):
         o, lse = _shaped(causal, mask, window).run(q, k, v, scale, return_lse)
     else:
-        o, lse = torch.ops.flashgen.forward(
-            q, k, v, scale, _key(causal, mask, window), return_lse, (), (), None, ()
-        )
+        key = _key(causal, mask, window)
+        o, lse = torch.ops.flashgen.forward(q, k, v, scale, key, return_lse, (), (), None, ())
     return (o, lse) if return_lse else o  # type: ignore[return-value]
 
 
-class ShapedAttention:
-    """One mask; a kernel for each head_dim, dtype, ratio of heads and order of magnitude of the lengths."""
+def _with_formula(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+    mask: Expression, score: Expression | None, tensors: Mapping[str, GivenTensor],
+    params: Mapping[str, float], sink: Tensor | None,
+) -> Outputs:  # fmt: skip
+    texts = _texts(mask, score, tuple(tensors), tuple(params))
+    given = tuple(given_tensor(name, tensor) for name, tensor in tensors.items())
+    values = tuple(bare(tensor) for tensor in tensors.values())
+    lengths = tuple(int(values[at].shape[dim]) for at, dim in _tables(texts, given))
+    key = _formula_key(texts, given, lengths, tuple(params), sink is not None)
+    inputs = Inputs(values, tuple(float(number) for number in params.values()), sink)
+    if bypasses_dispatcher(q, k, v) and is_plain(inputs.all_tensors()):
+        return _of_key[key].run(q, k, v, scale, return_lse, inputs)
+    return torch.ops.flashgen.forward(  # type: ignore[no-any-return]
+        q, k, v, scale, key, return_lse, inputs.tensors, inputs.params, inputs.sink, ()
+    )
 
-    def __init__(self, mask: Mask) -> None:
-        self.key = f"attention/{json.dumps(mask, sort_keys=True)}"
-        self._mask = mask
-        self._kernels: dict[tuple[object, ...], Kernel] = {}
-        self._launches: dict[Signature, Run] = {}
-        ops.register(self.key, self)
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool) -> Outputs:
-        """The op without its dispatcher: o, and lse or `None`."""
-        key = signature(q, k, v)
-        launch = self._launches.get(key)
-        if launch is None:
-            launch = self.kernel_for(q, k, v).launch_for(q, k, v)
-            if len(self._launches) >= LAUNCHES_MAX:
-                self._launches.clear()
-            self._launches[key] = launch
-        return launch(q, k, v, scale, return_lse)
+# torch.compile runs the next four while tracing, and keeps what they return.
 
-    def kernel_for(self, q: Tensor, k: Tensor, v: Tensor) -> Kernel:
-        """The kernel for tensors like these; planned on first use. Raises `SpecError` and `LaunchError`."""
-        check_layout(q, k, v)
-        heads, head_dims = (q.shape[2], k.shape[2]), (q.shape[3], v.shape[3])
-        batch = _bucket(q.shape[0], _BATCH_BUCKETS)
-        seqlens = (_bucket(q.shape[1], _SEQLEN_BUCKETS), _bucket(k.shape[1], _SEQLEN_BUCKETS))
-        key = (q.dtype, heads, head_dims, batch, seqlens)
-        if key not in self._kernels:
-            self._kernels[key] = Kernel(self._spec(q.dtype, heads, head_dims, batch, seqlens))
-        return self._kernels[key]
 
-    def _spec(
-        self,
-        dtype: torch.dtype,
-        heads: tuple[int, int],
-        head_dims: tuple[int, int],
-        batch: int,
-        seqlens: tuple[int, int],
-    ) -> AttentionSpec:
-        # The language's short forms, so that what is wrong is told in its words.
-        parts: dict[str, Any] = {
-            "attention": {
-                "heads": {"q": max(heads[0], 1), "kv": max(heads[1], 1)},
-                "head_dim": {"qk": head_dims[0], "v": head_dims[1]},
-                "dtype": _DTYPE_NAMES[dtype],
-                "mask": self._mask,
-            },
-            "workload": {"batch": batch, "seqlen": {"q": seqlens[0], "kv": seqlens[1]}},
-        }
-        return AttentionSpec(name="attention", **parts)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _texts(
+    mask: Expression, score: Expression | None, tensors: tuple[str, ...], params: tuple[str, ...]
+) -> tuple[str, str]:
+    return texts_of(mask, score, tensors, params)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tables(texts: tuple[str, str], given: tuple[Given, ...]) -> tuple[tuple[int, int], ...]:
+    return tables(texts, given)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _formula_key(
+    texts: tuple[str, str],
+    given: tuple[Given, ...],
+    lengths: tuple[int, ...],
+    params: tuple[str, ...],
+    sink: bool,
+) -> str:
+    return _of_formula(formula_of(texts, given, lengths, params, sink)).key
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _key(causal: bool, mask: Mask | None, window: int | None) -> str:
+    return _shaped(causal, mask, window).key
 
 
 def _shaped(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttention:
     try:
         return _of_mask(causal, mask, window)
     except TypeError:  # a mapping cannot be hashed
-        return _of_text(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _key(causal: bool, mask: Mask | None, window: int | None) -> str:
-    """torch.compile runs this while tracing, and keeps the key."""
-    return _shaped(causal, mask, window).key
+        return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
 
 
 @cache
 def _of_mask(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttention:
-    return _of_text(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True))
+    return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
 
 
 @cache
-def _of_text(mask: str) -> ShapedAttention:
-    return ShapedAttention(json.loads(mask))
+def _of_formula(formula: Formula) -> ShapedAttention:
+    attention = ShapedAttention(formula)
+    _of_key[attention.key] = attention
+    return attention
 
 
-def _chosen_mask(causal: bool, mask: Mask | None, window: int | None) -> Mask:
+def _chosen_mask(causal: bool, mask: Any, window: int | None) -> Any:
     if mask is not None and (causal or window is not None):
         raise LaunchError("`mask` says it all; `causal` and `window` cannot be given beside it")
     if mask is not None:
@@ -177,12 +199,6 @@ def _chosen_mask(causal: bool, mask: Mask | None, window: int | None) -> Mask:
     if window is not None:
         return {"window": window}
     return "causal" if causal else "full"
-
-
-def _bucket(length: int, limits: tuple[int, int]) -> int:
-    """The next power of two, within limits."""
-    low, high = limits
-    return min(max(1 << max(length - 1, 0).bit_length(), low), high)
 
 
 def _load_folder(folder: Path) -> Kernel:
@@ -207,4 +223,4 @@ def _from_manifest(manifest: Mapping[str, Any], filename: str) -> tuple[Attentio
     return parse_spec(json.dumps(manifest["spec"]), filename), plan_from_dict(manifest["plan"])
 
 
-__all__ = ["ShapedAttention", "attention", "load"]
+__all__ = ["attention", "load"]

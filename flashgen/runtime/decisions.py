@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 
 import sympy
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flashgen.plan.model import KernelPlan, Sm90Schedule
+from flashgen.plan.tiles import visits
 from flashgen.runtime.elements import Box, Elements
 from flashgen.runtime.prepare import check_prepared, extents, prepared_in_torch
 from flashgen.spec.symbols import KV, SEQLEN_KV
@@ -28,7 +29,7 @@ class Decisions:
         self._prepared = prepared or prepared_in_torch(plan, elements)
         check_prepared(plan, self._prepared, self._sizes, elements.device)
         # A listed kernel takes its tiles from one list for the whole block, and masks by the condition.
-        self._listed = plan.mask.derivation.route == "map" or len(plan.mask.derivation.segments) > 1
+        self._listed = plan.mask.listed
         self._segments = self._intervals()
 
     def boxes(self) -> Iterator[Box]:
@@ -46,8 +47,8 @@ class Decisions:
         plan = self._plan
         if plan.mask.derivation.route == "map":
             tile = box.rows.start // plan.tile_q
-            counts, words = (_of(box, tensor)[tile].tolist() for tensor in self._prepared)
-            return [(word // 2, bool(word % 2)) for word in words[:counts]]
+            counts, listed = (_of(box, tensor)[tile] for tensor in self._prepared)
+            return [(word // 2, bool(word % 2)) for word in listed[: int(counts)].tolist()]
         rows = (box.rows.start, box.rows.stop - 1)
         ends = [[int(_of(box, end)[row]) for row in rows for end in segment] for segment in self._segments]
         tiles = visits(ends, plan.tile_kv)
@@ -93,22 +94,6 @@ class Decisions:
             )
             for segment in derivation.segments
         ]
-
-
-def visits(ends: Sequence[Sequence[int]], tile_kv: int) -> list[tuple[int, bool]]:
-    """The kv tiles of some rows: ends are a segment's first and last key at the first row, and at the last.
-
-    Ascending, no tile twice; a tile is masked unless one segment holds all of it for all rows.
-    """
-    found: list[tuple[int, bool]] = []
-    done = 0
-    for first, _, _, last in ends:
-        for tile in range(max(first // tile_kv, done), last // tile_kv + 1 if first <= last else 0):
-            begin, end = tile * tile_kv, (tile + 1) * tile_kv - 1
-            whole = any(max(a[0], a[2]) <= begin and end <= min(a[1], a[3]) for a in ends)
-            found.append((tile, not whole))
-            done = tile + 1
-    return found
 
 
 def _each(length: int) -> list[range]:

@@ -24,7 +24,6 @@ from flashgen.runtime.elements import Box
 from flashgen.runtime.reference import Block, Textbook
 from flashgen.spec import AttentionSpec
 from flashgen.spec.derivative import score_derivatives
-from flashgen.spec.symbols import SCORE
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,14 @@ class _Backward:
 
     def at(self, slope: Expr, box: Box, block: Block) -> Tensor:
         """A derivative where an element is kept; what it is elsewhere (infinite, maybe) does not matter."""
-        value = self.formula.elements.at(slope, box, {SCORE: block.score}).to(block.score.dtype)
+        value = self.formula.elements.at(slope, box, {"score": block.score}).to(block.score.dtype)
         return torch.where(block.kept, value, 0.0)
 
     def of_shared_heads(self, gradient: Tensor) -> Tensor:
         """[1, heads_q, columns, d], summed over the query heads of each K/V head: [columns, heads_kv, d]."""
         heads_kv = self.formula.sizes.heads_kv
-        return gradient[0].unflatten(0, (heads_kv, -1)).sum(1).transpose(0, 1)
+        _, _, *rest = gradient.shape
+        return gradient.reshape(heads_kv, -1, *rest).sum(1).transpose(0, 1)
 
     def scatter(self, read: AppliedUndef, box: Box, values: Tensor) -> None:
         """Add `values` [1, heads, rows, columns] to the elements that were read there."""
@@ -118,7 +118,7 @@ class _Backward:
         if not indices:
             gradient.add_(values.sum())
             return
-        shape = torch.broadcast_shapes(*(index.shape for index in indices))
+        shape = torch.broadcast_tensors(*indices)[0].shape  # type: ignore[no-untyped-call]
         padded = (1,) * (values.dim() - len(shape)) + shape
         alike = [dim for dim, length in enumerate(padded) if length == 1]  # one element along all of it
         summed = values.sum(alike, keepdim=True) if alike else values

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
 from sympy.core.function import AppliedUndef
 from torch import Tensor
 
-from flashgen.runtime.evaluate import evaluate
+from flashgen.runtime.evaluate import Values, evaluate
 from flashgen.runtime.inputs import Declarations, Inputs, Sizes
-from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
 
 
 @dataclass(frozen=True)
@@ -52,48 +51,51 @@ class Elements:
             for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
         }
         self._constants = {
-            SEQLEN_Q: torch.tensor(sizes.seqlen_q, device=device),
-            SEQLEN_KV: torch.tensor(sizes.seqlen_kv, device=device),
-            SCALE: torch.tensor(scale, dtype=real, device=device),
+            "seqlen_q": torch.tensor(sizes.seqlen_q, device=device),
+            "seqlen_kv": torch.tensor(sizes.seqlen_kv, device=device),
+            "scale": torch.tensor(scale, dtype=real, device=device),
         }
         for parameter, number in zip(declared.parameters, inputs.params, strict=True):
             dtype = torch.int64 if parameter.kind == "int" else real
-            self._constants[parameter.symbol] = torch.tensor(number, dtype=dtype, device=device)
+            self._constants[parameter.name] = torch.tensor(number, dtype=dtype, device=device)
 
-    def at(self, expr: sympy.Basic, box: Box, values: Mapping[sympy.Symbol, Tensor] | None = None) -> Tensor:
-        """The value of an expression, which may speak of `values` too: `SCORE`, say, [batches, heads, rows,
-        columns].
+    def at(self, expr: sympy.Basic, box: Box, values: Values | None = None) -> Tensor:
+        """The value of an expression, which may speak of `values` too: "score", say, [batches, heads,
+        rows, columns].
         """
         return evaluate(expr, {**self.values(box), **(values or {})}, read=self._read, real=self._real)
 
-    def values(self, box: Box) -> dict[sympy.Symbol, Tensor]:
+    def values(self, box: Box) -> dict[str, Tensor]:
         """What the symbols stand for at a box."""
         heads = self._along(box.heads)[None, :, None, None]
         group = self.sizes.heads_q // max(self.sizes.heads_kv, 1)
         return {
             **self._constants,
-            BATCH: self._along(box.batches)[:, None, None, None],
-            HEAD: heads,
-            HEAD_KV: heads // max(group, 1),
-            Q: self._along(box.rows)[:, None] + self.sizes.q_offset,
-            KV: self._along(box.columns),
+            "batch": self._along(box.batches)[:, None, None, None],
+            "head": heads,
+            "head_kv": heads // max(group, 1),
+            "q": self._along(box.rows)[:, None] + self.sizes.q_offset,
+            "kv": self._along(box.columns),
         }
 
     def indices(self, read: AppliedUndef, box: Box) -> tuple[Tensor, ...]:
         """Which elements of its tensor a read takes at a box: an index for each axis."""
         values = self.values(box)
         subscripts = (evaluate(arg, values, read=self._read, real=self._real) for arg in read.args)
-        return self._stored(read, tuple(subscripts))
+        return self._stored(read.func.__name__, tuple(subscripts))
 
-    def _read(self, read: AppliedUndef, subscripts: tuple[Tensor, ...]) -> Tensor:
-        tensor, indices = self._tensors[read.func.__name__][1], self._stored(read, subscripts)
+    def _read(self, name: str, subscripts: tuple[Tensor, ...]) -> Tensor:
+        _, tensor = self._tensors[name]
+        indices = self._stored(name, subscripts)
         return tensor[indices] if indices else tensor
 
-    def _stored(self, read: AppliedUndef, subscripts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _stored(self, name: str, subscripts: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Positions as indices. A subscript outside of its axis reads the nearest element."""
-        index, _ = self._tensors[read.func.__name__]
+        index, _ = self._tensors[name]
         return tuple(
-            (subscript - self.sizes.first(axis)).clamp(0, max(self.sizes.length(axis) - 1, 0))
+            (torch.as_tensor(subscript, device=self.device) - self.sizes.first(axis)).clamp(
+                0, max(self.sizes.length(axis) - 1, 0)
+            )
             for axis, subscript in zip(index, subscripts, strict=True)
         )
 

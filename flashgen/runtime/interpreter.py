@@ -87,7 +87,7 @@ def interpret_with(
             here = slice(columns.start, columns.stop)
             s = softmax.q @ keys[batches, heads, here].mT
             if plan.score.expr != SCORE:
-                s = elements.at(plan.score.expr, at, {SCORE: s * scale}).expand(s.shape)
+                s = elements.at(plan.score.expr, at, {"score": s * scale}).expand(s.shape)
             softmax.visit(s, values[batches, heads, here], decisions.kept(at) if masked else None)
         sink = None if inputs.sink is None else inputs.sink[heads]
         tile_o, lse[batches, heads, rows] = softmax.finish(sink)

@@ -109,7 +109,7 @@ class LoadedKernel:
     def prepared(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
         """What the mask needs, computed by a launch of its preparation alone; q, k and v are not read."""
         inputs = readable(inputs)
-        return Launch(self, q, k, v, without_keys(q.shape), inputs).prepare(inputs)
+        return Launch(self, q, k, v, without_keys((0, 0, 0, 0)), inputs).prepare(inputs)
 
     def start(self, *launch: int) -> None:
         """`cuLaunchKernel` on this GPU. Raises `LaunchError` where the driver refuses."""

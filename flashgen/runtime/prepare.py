@@ -17,7 +17,7 @@ import torch
 from sympy.core.function import AppliedUndef
 from torch import Tensor
 
-from flashgen import codegen
+from flashgen.codegen import PREPARE_THREADS
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.elements import Box, Elements
@@ -91,7 +91,7 @@ def blocks(plan: KernelPlan, sizes: Sizes) -> int:
     """The grid of the preparation kernel."""
     batches, heads = extents(plan, sizes)
     assert plan.preparation is not None
-    step = plan.tile_q if plan.preparation == "map" else codegen.PREPARE_THREADS["ranges"]
+    step = plan.tile_q if plan.preparation == "map" else PREPARE_THREADS["ranges"]
     return batches * heads * -(-sizes.seqlen_q // step)
 
 
@@ -145,8 +145,8 @@ class Preparation:
             torch.empty(shape, dtype=torch.int32, device=loaded.device) for shape in self._shapes
         )
         self._write(inputs, prepared)
-        if prepared:
-            threads = codegen.PREPARE_THREADS[loaded.plan.preparation]
+        if loaded.plan.preparation:
+            threads = PREPARE_THREADS[loaded.plan.preparation]
             loaded.start(
                 loaded.prepare_function, self._grid, 1, 1, threads, 1, 1, 0, stream, self._arguments, 0
             )
@@ -174,7 +174,7 @@ def _ranges(ranges: Ranges, plan: KernelPlan, elements: Elements) -> tuple[Tenso
     sizes = elements.sizes
     batches, heads = extents(plan, sizes)
     box = Box(range(batches), range(heads), range(sizes.seqlen_q), range(sizes.seqlen_kv))
-    found = {search.result: _found(search, elements, box) for search in ranges.searches}
+    found = {search.result.name: _found(search, elements, box) for search in ranges.searches}
     shape, last_key = (batches, heads, sizes.seqlen_q, 1), sizes.seqlen_kv - 1
     ends = [
         torch.tensor(default) if end is None else elements.at(end, box, found)
@@ -204,7 +204,7 @@ def _map(plan: KernelPlan, elements: Elements) -> tuple[Tensor, Tensor]:
         rows = range(start, min(start + plan.tile_q, sizes.seqlen_q))
         box = Box(range(batches), range(heads), rows, range(sizes.seqlen_kv))
         kept = elements.at(plan.mask.condition, box).expand(batches, heads, len(rows), sizes.seqlen_kv)
-        tiles = torch.nn.functional.pad(kept, (0, missing)).unflatten(-1, (kv_tiles, plan.tile_kv))
+        tiles = torch.nn.functional.pad(kept, (0, missing)).reshape(*kept.shape[:3], kv_tiles, plan.tile_kv)
         visited, whole = tiles.any(-1).any(-2), tiles.all(-1).all(-2)
         counts[..., q_tile] = visited.sum(-1)
         # visited tiles first, each group in ascending order

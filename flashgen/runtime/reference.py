@@ -18,7 +18,6 @@ from flashgen.runtime.arguments import check_layout
 from flashgen.runtime.elements import Box, Elements
 from flashgen.runtime.inputs import Declarations, Sizes, arrange, check_extents
 from flashgen.spec import AttentionSpec
-from flashgen.spec.symbols import SCORE
 
 _ROWS = 512  # computed at a time: [heads, _ROWS, seqlen_kv] in float64 is the memory that this needs
 
@@ -148,7 +147,7 @@ class Textbook:
         """One part; its box must span all keys."""
         score = (self.queries(box) @ self.keys(box).mT).to(self.real) * self.scale
         kept = self.elements.at(self.condition, box)
-        modified = self.elements.at(self.modified, box, {SCORE: score}).expand(score.shape)
+        modified = self.elements.at(self.modified, box, {"score": score}).expand(score.shape)
         logits = modified.masked_fill(~kept, -math.inf)
         if self.inputs.sink is not None:  # one more key, whose value is zero
             sink = self.inputs.sink[box.heads.start : box.heads.stop].to(self.real)[None, :, None, None]

@@ -146,13 +146,14 @@ def test_compiles_without_graph_breaks(family: str, backend: str) -> None:
 
 def test_opcheck(family: str) -> None:
     kernel = kernel_of(CASE, family)
-    torch.library.opcheck(torch.ops.flashgen.forward.default, (*CASE.tensors("cuda"), None, kernel.key, True))
+    arguments = (*CASE.tensors("cuda"), None, kernel.key, True, [], [], None, [])
+    torch.library.opcheck(torch.ops.flashgen.forward.default, arguments)
 
 
 def test_both_ways_to_the_kernel_agree(family: str) -> None:
     kernel = kernel_of(CASE, family)
     q, k, v = CASE.tensors("cuda")
-    through_the_dispatcher, _ = torch.ops.flashgen.forward(q, k, v, None, kernel.key, False)
+    through_the_dispatcher, _ = torch.ops.flashgen.forward(q, k, v, None, kernel.key, False, [], [], None, [])
     assert torch.equal(kernel(q, k, v), through_the_dispatcher)
 
 
