@@ -1,4 +1,4 @@
-"""Row bounds against the condition itself, element by element: exact, or refused."""
+"""Row bounds at single rows; comparisons read as half-lines of keys; what is proven of affine forms."""
 
 from __future__ import annotations
 
@@ -7,172 +7,153 @@ from itertools import product
 
 import pytest
 import sympy
-from flashgen.spec.masks import MASKS, POSITIONS, mask_bounds, mask_condition
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sympy import And, Eq, Max, Min, Not, Or, floor
+from sympy import Min, floor
 
-from flashgen.errors import SpecError
-from flashgen.spec.bounds import RowBounds, derive_bounds
+from flashgen.spec.affine import Budget, Prover, TooManyCasesError, is_whole
+from flashgen.spec.bounds import AllOf, AnyOf, ConditionReader, Guard, Opaque, RowBounds
 from flashgen.spec.expression import Kind, parse_expression
-from flashgen.spec.functions import modulo
-from flashgen.spec.symbols import KV, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.inputs import TensorInput
+from flashgen.spec.symbols import BATCH, HEAD, KV, MASK_VARIABLES, SEQLEN_KV, Q
 
-LENGTHS = [(0, 5), (1, 1), (7, 7), (3, 11), (11, 3), (9, 0)]
+CHUNK = sympy.Symbol("chunk", integer=True)
+SINCE = sympy.Symbol("since", integer=True)
+DOC = TensorInput("doc", ("batch", "kv"), "int32", sorted=True)
 
 
 def condition(text: str) -> sympy.Basic:
-    return parse_expression(text, names=POSITIONS, expect=Kind.BOOLEAN)
+    names = {**MASK_VARIABLES, "chunk": CHUNK, "since": SINCE}
+    return parse_expression(text, names=names, tensors={"doc": DOC}, expect=Kind.BOOLEAN)
 
 
-def kept(expr: sympy.Basic, q: int, kv: int, seqlen_q: int, seqlen_kv: int) -> bool:
-    """The condition at one element, by substitution."""
-    values = {Q: q, KV: kv, SEQLEN_Q: seqlen_q, SEQLEN_KV: seqlen_kv}
-    return bool(expr.subs(values))
+def prover(steps: int = 500) -> Prover:
+    return Prover({CHUNK: 1, SINCE: -3}, ["doc"], Budget(steps))
 
 
-def assert_exact(
-    expr: sympy.Basic, bounds: RowBounds, positions: range, seqlen_q: int, seqlen_kv: int
-) -> None:
-    before = (0, -1)
-    for q in positions:
-        first, last = bounds.evaluate(q, seqlen_q, seqlen_kv)
-        assert 0 <= first <= seqlen_kv and -1 <= last < max(seqlen_kv, 1)
-        truth = {kv for kv in range(seqlen_kv) if kept(expr, q, kv, seqlen_q, seqlen_kv)}
-        assert truth == set(range(first, last + 1)), (expr, bounds, q, seqlen_kv)
-        assert first >= before[0] and last >= before[1], "the ends only move forward"
-        before = first, last
-
-
-@pytest.mark.parametrize("window", [1, 3, 100])
-@pytest.mark.parametrize("mask", sorted(MASKS))
-def test_named_masks_against_brute_force(mask: str, window: int) -> None:
-    parameters = tuple((name, window) for name in MASKS[mask].parameters)
-    for seqlen_q, seqlen_kv in LENGTHS:
-        for start in (0, seqlen_kv - seqlen_q):  # top_left, bottom_right
-            rows = range(start, start + seqlen_q)
-            expr, bounds = mask_condition(mask, parameters), mask_bounds(mask, parameters)
-            assert_exact(expr, bounds, rows, seqlen_q, seqlen_kv)
+def read(text: str) -> object:
+    return ConditionReader(prover()).read(sympy.to_nnf(condition(text), simplify=False))
 
 
 @pytest.mark.parametrize(
-    ("text", "first", "last"),
+    ("text", "tree"),
     [
-        ("true", None, None),
-        ("false", None, -1),
-        ("kv <= q", None, Q),
-        ("kv < q", None, Q - 1),
-        ("kv <= q and q - kv < 4096", Q - 4095, Q),
-        ("q - 4 < kv <= q", Q - 3, Q),
-        ("abs(q - kv) <= 3", Q - 3, Q + 3),
-        ("kv < 2048 or kv <= q", None, Max(2047, Q)),
-        ("not (kv > q)", None, Q),
-        ("kv // 128 == q // 128", 128 * floor(Q / 128), 128 * floor(Q / 128) + 127),
-        ("q - q % 128 <= kv <= q", 128 * floor(Q / 128), Q),
-        ("2 * kv < q", None, floor(Q / 2 + sympy.Rational(1, 2)) - 1),
-        ("kv >= 0 and kv < seqlen_kv", None, None),  # what every key satisfies costs nothing
-        ("kv <= q + 5 or kv <= q + 9", None, Q + 9),
-        ("kv <= min(q, 100) + 2", None, Min(100, Q) + 2),
-        ("kv - kv % 64 <= q", None, 64 * floor(Q / 64) + 63),
+        ("kv <= q", RowBounds(None, Q)),
+        ("kv > q", RowBounds(Q + 1, None)),
+        ("kv == q", AllOf((RowBounds(None, Q), RowBounds(Q, None)))),
+        ("kv != q", AnyOf((RowBounds(None, Q - 1), RowBounds(Q + 1, None)))),
+        ("2 * kv < q", RowBounds(None, floor(Q / 2 + sympy.Rational(1, 2)) - 1)),
+        ("kv // 8 >= q", RowBounds(8 * Q, None)),
+        ("kv <= min(q, 100) + 2", RowBounds(None, Min(100, Q) + 2)),
+        ("abs(q - kv) <= 3", AllOf((RowBounds(None, Q + 3), RowBounds(Q - 3, None)))),
+        ("kv - kv % 64 <= q", RowBounds(None, 64 * floor(Q / 64) + 63)),
+        ("kv // chunk <= q // chunk", RowBounds(None, CHUNK * floor(Q / CHUNK) + CHUNK - 1)),
+        ("kv * chunk <= q", RowBounds(None, floor(Q / CHUNK))),
+        ("kv >= 0", AllOf()),  # what every key satisfies says nothing
+        ("kv < seqlen_kv + 3", AllOf()),
+        ("kv < -2", AnyOf()),
+        ("kv >= seqlen_kv", AnyOf()),
+        ("chunk >= 1", AllOf()),
+        ("head < 4", Guard(HEAD <= 3, 0)),
+        ("head >= 4", Guard(HEAD > 3, 0)),
+        ("q < 4", Guard(Q <= 3, 1)),
+        ("2 * q > 9", Guard(2 * Q > 9, -1)),
+        ("q % 2 == 0", AllOf((Opaque(), AllOf()))),
+        ("kv % 2 == 0", AllOf((Opaque(),))),
+        ("kv * kv <= q", Opaque()),
+        ("kv * since <= q", Opaque()),  # may divide by zero, or turn the comparison around
+        ("kv <= sqrt(q)", Opaque()),  # not in integers
     ],
 )
-def test_derived(text: str, first: object, last: object) -> None:
-    bounds = RowBounds(*(None if end is None else sympy.sympify(end) for end in (first, last)))
-    assert derive_bounds(condition(text)) == bounds
+def test_a_comparison_is_read_as_keys(text: str, tree: object) -> None:
+    found = read(text)
+    # q // 2 <= ... of a negated side and the order of the parts are sympy's
+    if isinstance(tree, AllOf | AnyOf):
+        assert type(found) is type(tree)
+        assert set(found.parts) == set(tree.parts)  # type: ignore[attr-defined]
+    else:
+        assert found == tree
+
+
+def test_sorted_tensors_are_searched() -> None:
+    reader = ConditionReader(prover())
+    reader.read(condition("doc[kv] == doc[q]"))
+    doc = DOC.function
+    assert {(s.read, s.relation, s.value) for s in reader.searches.values()} == {
+        (doc(BATCH, KV), ">=", doc(BATCH, Q)),
+        (doc(BATCH, KV), ">", doc(BATCH, Q)),
+    }
+
+
+# -- proofs ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("kv != q", "leaves a hole"),
-        ("kv < 4 or q - kv < 3", "not provably one interval"),
-        ("kv <= -q", "not known to be nondecreasing in q"),
-        ("kv >= q % 4", "not known to be nondecreasing in q"),
-        ("kv % 2 == 0", "not affine in kv"),
-        ("kv * kv <= q", "not affine in kv"),
-        ("kv * q <= 8", "not affine in kv"),
-        ("kv <= exp(q)", "not known to be nondecreasing"),
-        ("q < 4", "does not involve kv"),
-        ("kv <= q and q < 4", "does not involve kv"),
-        ("abs(" * 12 + "kv - q" + ") - 3" * 12 + " < 8", "too many combinations"),
+        "seqlen_kv", "chunk - 1", "since + 3", "head * chunk", "max(q, 3) - 3", "3 - min(q, 3)", "abs(q)",
+        "q - 8 * (q // 8)", "q - chunk * (q // chunk)", "chunk * (q // chunk) + chunk - 1 - q", "q % 8",
+        "7 - q % 8", "chunk * max(q, 2) - 2 * chunk", "where(q < 3, 1, chunk)", "(q + 5) // 3 - q // 3 - 1",
+        "batch * seqlen_q + head",
+    ],
+)  # fmt: skip
+def test_proven_never_negative(text: str) -> None:
+    assert prover().nonnegative(_integer(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "q",
+        "chunk - 2",
+        "since",
+        "since * chunk + 3",
+        "q - 8 * (q // 8) - 1",
+        "seqlen_kv - seqlen_q",
+        "doc[q]",
     ],
 )
-def test_refused(text: str, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        derive_bounds(condition(text))
+def test_not_proven_never_negative(text: str) -> None:
+    assert not prover().nonnegative(_integer(text))
 
 
-def test_the_floor_of_a_root_is_not_taken_for_the_root() -> None:
-    root = sympy.sqrt(Q)
-    gap = Or(And(KV >= root, KV <= Q), KV <= floor(root) - 1)
-    with pytest.raises(SpecError):
-        derive_bounds(gap)
+@pytest.mark.parametrize(
+    ("text", "slope"),
+    [
+        ("q", 1), ("-q", -1), ("seqlen_kv", 0), ("q // 8", 1), ("chunk * (q // chunk)", 1), ("max(q, 3)", 1),
+        ("doc[q]", 1), ("doc[q - 3] // 2", 1), ("doc[-q]", -1), ("-chunk * q", -1),
+        ("where(head < 3, q, 5)", 1),
+        ("q % 8", None), ("since * q", None), ("abs(q)", None), ("max(q, -q)", None), ("q * q", None),
+        ("where(q < 3, q, 5)", None), ("q // since", None),
+    ],
+)  # fmt: skip
+def test_growth_with_q(text: str, slope: int | None) -> None:
+    assert prover().slope(_integer(text)) == slope
 
 
-# -- random conditions: whatever is derived is exact ---------------------------------------------------------
-
-small = st.integers(-6, 6)
-
-
-@st.composite
-def positions(draw: st.DrawFn) -> sympy.Expr:
-    """Integer expressions in q: affine, floored, a remainder, of min and max."""
-    base = draw(st.integers(-2, 3)) * Q + draw(small)
-    match draw(st.sampled_from(["affine", "floor", "modulo", "max", "min", "constant"])):
-        case "floor":
-            return floor(base / draw(st.integers(1, 5))) * draw(st.integers(1, 5)) + draw(small)
-        case "modulo":
-            return base - modulo(base, draw(st.integers(1, 5)))
-        case "max":
-            return Max(base, draw(small))
-        case "min":
-            return Min(base, draw(small))
-        case "constant":
-            return sympy.Integer(draw(small))
-    return base
+def test_proofs_end() -> None:
+    choices = sympy.Add(*[sympy.Abs(Q - n) * n for n in range(1, 14)])
+    with pytest.raises(TooManyCasesError):
+        prover(200).nonnegative(choices - SEQLEN_KV)
 
 
-@st.composite
-def comparisons(draw: st.DrawFn) -> sympy.Basic:
-    left = draw(
-        st.sampled_from(
-            [KV, KV, 2 * KV, -KV, 3 * KV, floor(KV / 3), 2 * floor((KV - 1) / 4), sympy.Abs(Q - KV)]
-        )
-    )
-    relation = draw(st.sampled_from([sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, Eq]))
-    return relation(left, draw(positions()) / draw(st.sampled_from([1, 1, 2])))
+def test_a_multiple_of_a_floor_is_an_integer() -> None:
+    assert is_whole(CHUNK * floor(Q / CHUNK) + 1)
+    assert not is_whole(Q / CHUNK) and not is_whole(sympy.sqrt(Q))
 
 
-conditions = st.recursive(
-    comparisons(),
-    lambda inner: st.one_of(st.builds(And, inner, inner), st.builds(Or, inner, inner), st.builds(Not, inner)),
-    max_leaves=3,
-)
+def _integer(text: str) -> sympy.Expr:
+    names = {**MASK_VARIABLES, "chunk": CHUNK, "since": SINCE}
+    return parse_expression(text, names=names, tensors={"doc": DOC}, expect=Kind.INTEGER)
 
 
-@settings(max_examples=150, deadline=None)
-@given(conditions)
-def test_random_conditions_are_exact_or_refused(expr: sympy.Basic) -> None:
-    try:
-        bounds = derive_bounds(expr)
-    except SpecError:
-        return
-    assert_exact(expr, bounds, range(-5, 12), 9, 8)
+# -- bounds at one row -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    lower=st.tuples(st.integers(0, 3), st.integers(1, 4), small),
-    upper=st.tuples(st.integers(0, 3), st.integers(1, 4), small),
-    strict=st.booleans(),
-)
-def test_affine_windows_are_all_derived(
-    lower: tuple[int, int, int], upper: tuple[int, int, int], strict: bool
-) -> None:
-    (a, b, c), (d, e, f) = lower, upper
-    less = sympy.Lt if strict else sympy.Le
-    expr = And(less(a * Q + c, b * KV), less(e * KV, d * Q + f))
-    assert_exact(expr, derive_bounds(expr), range(-5, 12), 9, 8)
+def test_ends_read_what_a_call_passes() -> None:
+    limit = sympy.Function("limit", integer=True)
+    bounds = RowBounds(CHUNK * floor(Q / CHUNK), Min(Q, limit(BATCH)))
+    values = {"chunk": 4, "batch": 1, "limit": lambda batch: [2, 9][batch]}
+    assert bounds.evaluate(7, 20, 20, values) == (4, 7)
+    assert bounds.evaluate(13, 20, 20, values) == (12, 9)
 
 
 def test_evaluate_clamps_without_filling_empty_rows() -> None:

@@ -163,7 +163,10 @@ class Prover:
                 return self._at_least(rest + factor * (core.args[0] - slack), least)
             if isinstance(core, Piecewise):
                 return all(self._at_least(rest + factor * value, least) for value, _ in core.args)
-            proofs = (self._at_least(rest + factor * choice, least) for choice in branches(core))
+            choices = branches(core)
+            if isinstance(core, sympy.Abs) and coefficient > 0:
+                choices = (*choices, S.Zero)
+            proofs = (self._at_least(rest + factor * choice, least) for choice in choices)
             return all(proofs) if isinstance(core, Min) == (coefficient > 0) else any(proofs)
         if self._shift:
             terms = linear(total(terms).xreplace(self._shift))
@@ -172,12 +175,11 @@ class Prover:
 
     def _core(self, atom: Expr) -> tuple[Expr, Expr | None]:
         """A product as a factor that is never negative and what has to be looked into; None where nothing."""
-        cores = [
-            p for p in sympy.Mul.make_args(atom) if branches(p) or isinstance(p, sympy.floor | Piecewise)
-        ]
+        parts = sympy.Mul.make_args(atom)
+        cores = [part for part in parts if branches(part) or isinstance(part, sympy.floor | Piecewise)]
         if len(cores) != 1:
             return S.One, None
-        factor = atom / cores[0]
+        factor = sympy.Mul(*[part for part in parts if part is not cores[0]])
         return (factor, cores[0]) if self.sign(factor) == 1 else (S.One, None)
 
     def _never_negative(self, atom: Expr) -> bool:
@@ -221,8 +223,10 @@ class Prover:
                 return None
         terms = linear(expr)
         if expr in terms:  # an atom of another kind: a product, a power, a function
-            moving = [part for part in sympy.Mul.make_args(expr) if self.depends_on_q(part)]
-            sign = self.sign(expr / moving[0]) if len(moving) == 1 else None
+            parts = sympy.Mul.make_args(expr)
+            moving = [part for part in parts if self.depends_on_q(part)]
+            still = sympy.Mul(*[part for part in parts if part not in moving])
+            sign = self.sign(still) if len(moving) == 1 else None
             inner = self.slope(moving[0]) if sign is not None and moving[0] != expr else None
             return None if inner is None or sign is None else sign * inner
         return _common(

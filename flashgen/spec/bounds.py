@@ -252,8 +252,11 @@ class ConditionReader:
 
 def _split(atom: Expr) -> tuple[Expr, Expr]:
     """A product as a factor without kv and the one part that has it; the whole where several have."""
-    inside = [part for part in sympy.Mul.make_args(atom) if part.has(KV)]
-    return (atom / inside[0], inside[0]) if len(inside) == 1 else (S.One, atom)
+    parts = sympy.Mul.make_args(atom)
+    inside = [part for part in parts if part.has(KV)]
+    if len(inside) != 1:
+        return S.One, atom
+    return sympy.Mul(*[part for part in parts if part is not inside[0]]), inside[0]
 
 
 def _canonical(terms: dict[Expr, sympy.Rational], *, strict: bool) -> Boolean:
