@@ -10,6 +10,7 @@ import ast
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import sympy
@@ -179,7 +180,7 @@ class Operations(ABC):
         for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
             if type(op) not in COMPARISONS:
                 self.fail_at(right, "'in' and 'is' are not part of the language", "compare with ==")
-            parts.append(COMPARISONS[type(op)](a, b))
+            parts.append(self.built(right, partial(COMPARISONS[type(op)], a, b)))
         return Value(sympy.And(*parts), Kind.BOOLEAN)
 
     def compared(self, nodes: Sequence[ast.expr], values: Sequence[Value]) -> list[sympy.Basic]:
@@ -230,6 +231,14 @@ class Operations(ABC):
         except Unfit as unfit:
             self.fail_at(node, str(unfit))
 
+    def built(self, node: ast.expr, build: Callable[[], sympy.Basic]) -> sympy.Basic:
+        """sympy compares only what it knows to be real, unlike the logarithm of what may be negative."""
+        try:
+            return build()
+        except (TypeError, ValueError):
+            hint = "hold what stands under log and sqrt above 0: log(max(x, 1))"
+            self.fail_at(node, "what is compared here is not a real number for all that it reads", hint)
+
     # -- functions -----------------------------------------------------------------------------------------
 
     def call(self, node: ast.Call, depth: int) -> Value:
@@ -266,7 +275,8 @@ class Operations(ABC):
         if name == "abs":
             return Value(sympy.Abs(exprs[0]), kind, abs(numbers[0]) if constant else None)
         join, choose = (sympy.Max, max) if name == "max" else (sympy.Min, min)
-        return Value(join(*exprs), kind, choose(numbers) if constant else None)
+        chosen = self.built(node, partial(join, *exprs))
+        return Value(chosen, kind, choose(numbers) if constant else None)
 
     def where(self, node: ast.Call, depth: int) -> Value:
         test = self.condition(node.args[0], depth)

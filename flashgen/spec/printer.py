@@ -10,6 +10,7 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from flashgen.errors import SpecError
+from flashgen.spec.values import MAX_EXPONENT, MAX_INTEGER
 
 
 def to_text(expr: sympy.Basic) -> str:
@@ -19,6 +20,11 @@ def to_text(expr: sympy.Basic) -> str:
         SpecError: it holds a function that the language does not have.
     """
     return str(_TextPrinter().doprint(expr))
+
+
+def _is_large(number: sympy.Rational) -> bool:
+    """Is a part of it beyond the integers of the language?"""
+    return bool(number.is_Rational) and max(abs(number.p), number.q) > MAX_INTEGER
 
 
 class _TextPrinter(StrPrinter):  # type: ignore[misc]
@@ -65,16 +71,42 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_Mul(self, expr: sympy.Mul) -> str:
         coefficient, rest = expr.as_coeff_Mul()
-        if coefficient == 1 or not (rest.is_Mul and any(factor.is_Add for factor in rest.args)):
+        sums = rest.is_Mul and any(factor.is_Add for factor in rest.args)
+        if coefficient == 1 or not (sums or _is_large(coefficient)):
             return str(super()._print_Mul(expr))
         # sympy multiplies 2*(a + b) out wherever it meets it, so the coefficient is kept from the sum
-        return f"-({self._print(rest)})" if coefficient == -1 else f"{coefficient}*({self._print(rest)})"
+        product = f"({self._print(rest)})" if rest.is_Mul else self.parenthesize(rest, PRECEDENCE["Mul"])
+        return f"-{product}" if coefficient == -1 else f"{self._print(coefficient)}*{product}"
+
+    def _print_Pow(self, expr: sympy.Pow, rational: bool = False) -> str:
+        base, exponent = expr.base, expr.exp
+        if exponent.is_Rational and exponent.q > 2:
+            return self._call("sqrt", sympy.Pow(base, 2 * exponent))
+        if exponent.is_Rational and abs(exponent) > MAX_EXPONENT:
+            inner = f"({self.parenthesize(base, PRECEDENCE['Pow'])}**{MAX_EXPONENT})"
+            times, rest = divmod(abs(exponent), MAX_EXPONENT)
+            text = self._print_Pow(sympy.Pow(sympy.Symbol(inner), times, evaluate=False))
+            text = text if times > 1 else inner
+            text = f"{text}*{self._print_Pow(sympy.Pow(base, rest, evaluate=False))}" if rest else text
+            return f"1/({text})" if exponent < 0 else text
+        return str(super()._print_Pow(expr, rational=rational))
+
+    # -- numbers
+
+    def _print_Integer(self, expr: sympy.Integer) -> str:
+        return self._print_Rational(expr)
+
+    def _print_Rational(self, expr: sympy.Rational) -> str:
+        """Beyond the integers of the language a number is written as a float, to a float's precision."""
+        if _is_large(expr):
+            return repr(float(expr))
+        return str(expr.p) if expr.q == 1 else f"{expr.p}/{expr.q}"
 
     # -- integers
 
     def _print_floor(self, expr: sympy.floor) -> str:
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
-        if not (numerator.is_integer and denominator.is_integer):
+        if not (numerator.is_integer and denominator.is_integer) or _is_large(denominator):
             return self._call("floor", *expr.args)
         # in brackets, since sympy takes a function to bind tighter than any operator
         return f"({self.parenthesize(numerator, PRECEDENCE['Mul'])} // {self._factor(denominator)})"
