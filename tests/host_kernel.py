@@ -1,8 +1,8 @@
 """The printed mathematics of a plan compiled for the CPU, so that its arithmetic is compared without a GPU.
 
 What `templates/kernels/{inputs,elements,prepare}.cuh.j2` print is compiled by g++ behind stand-ins for what only
-CUDA has: a launch is a loop over the threads of a block, votes and barriers are those of a single thread, and an
-approximate instruction is the function that it approximates.
+CUDA has. An approximate instruction is the function that it approximates. A thread of a warp runs alone, and
+outvotes itself, but in the kernel that maps tiles: its blocks are threads of the host.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flashgen.codegen import render
+from flashgen.codegen import PREPARE_THREADS, render
 from flashgen.codegen.environment import environment, templates_dir
 from flashgen.codegen.elements import elements
 from flashgen.plan.model import KernelPlan
 
 COMPILER = shutil.which("g++")
 
-RANGES = ("key_first", "key_last")
+Array = npt.NDArray[np.int32]
 
 _HEADERS = ("types.cuh", "integer.cuh", "softmax.cuh", "elementary.cuh", "read.cuh", "mask.cuh")
 
@@ -39,7 +39,7 @@ _STAND_INS = """
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __restrict__
+#define __shared__ static
 using std::abs, std::max, std::min;
 struct Index { int x; };
 static thread_local Index threadIdx, blockIdx;
@@ -49,8 +49,40 @@ inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
 inline float from_half(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return x; }
 inline float __logf(float x) { return std::log(x); }
 inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
-inline bool __all_sync(unsigned, bool holds) { return holds; }
+VOTES
+inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
+inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <typename T> T __ldg(const T *address) { return *address; }
+"""
+
+_ALONE = "inline unsigned __ballot_sync(unsigned, bool vote) { return vote; }"
+
+_TOGETHER = """
+#include <barrier>
+#include <memory>
+#include <thread>
+#include <vector>
+struct Warp {
+  std::barrier<> barrier{32};
+  unsigned ballots[2] = {0, 0};
+  int turn = 0;
+};
+static thread_local Warp *warp_of_thread = nullptr;  // null: a thread alone
+static thread_local int turn = 0;
+static std::barrier<> *block = nullptr;
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  if (warp_of_thread == nullptr) return vote;
+  unsigned &ballot = warp_of_thread->ballots[turn];
+  turn = 1 - turn;
+  if (vote) __atomic_fetch_or(&ballot, 1u << (threadIdx.x % 32), __ATOMIC_RELAXED);
+  warp_of_thread->barrier.arrive_and_wait();
+  const unsigned result = ballot;
+  warp_of_thread->barrier.arrive_and_wait();
+  if (threadIdx.x % 32 == 0) ballot = 0;
+  return result;
+}
+inline void __syncthreads() { block->arrive_and_wait(); }
 """
 
 _INSTRUCTIONS = {
@@ -79,18 +111,37 @@ extern "C" void score(int batch, int head, int q_begin, int kv_begin, float *til
 """
 
 
+_BLOCKS = """
+extern "C" void prepare(int blocks) {
+  constexpr int kThreads = 512;
+  for (int index = 0; index < blocks; ++index) {
+    std::barrier<> all(kThreads);
+    block = &all;
+    std::unique_ptr<Warp[]> warps(new Warp[kThreads / 32]);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&, i] {
+        threadIdx.x = i, blockIdx.x = index, warp_of_thread = &warps[i / 32];
+        KERNEL(params);
+      });
+    }
+    for (std::thread &thread : threads) thread.join();
+  }
+}
+"""
+
+
 class HostKernel:
-    """The functions of one plan's elements, and its struct of parameters."""
+    """The functions of one plan's elements, and its struct of parameters. `folder` keeps what was compiled."""
 
     def __init__(self, plan: KernelPlan, folder: Path) -> None:
         self.plan = plan
         self.elements = elements(plan)
         source = folder / f"{plan.kernel}.cpp"
-        source.write_text(self._source())
         library = source.with_suffix(".so")
-        command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-o", str(library), str(source)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+        if not library.exists():
+            source.write_text(self._source())
+            _compile(source, library)
         self._library = ctypes.CDLL(str(library))
         self._kept: list[npt.NDArray[Any]] = []
 
@@ -100,7 +151,7 @@ class HostKernel:
         layout = re.search(r"struct AttentionParams \{.*?\n\};", text, re.DOTALL)
         assert layout is not None
         parts = [
-            _STAND_INS,
+            _STAND_INS.replace("VOTES", _TOGETHER if plan.preparation == "map" else _ALONE),
             *map(_on_host, _HEADERS),
             f"constexpr int kTileQ = {plan.tile_q}, kTileKv = {plan.tile_kv};",
             environment().get_template("kernels/inputs.cuh.j2").render(plan=plan),
@@ -126,6 +177,15 @@ class HostKernel:
                   return count;
                 }}"""
             )
+        if not self.elements.listed:
+            segment = self.elements.segments[0]
+            lengths = "const int seqlen_q = params.seqlen_q, seqlen_kv = params.seqlen_kv;"
+            for name, text in (("first", segment.first or "0"), ("last", segment.last or "seqlen_kv - 1")):
+                body = f"{terms} {lengths} return {text};"
+                parts.append(f'extern "C" int {name}_key(int batch, int head, int q) {{ {body} }}')
+        if plan.preparation == "map":
+            parts.append(environment().get_template("kernels/prepare.cuh.j2").render(plan=plan))
+            parts.append(_BLOCKS.replace("KERNEL", f"{plan.kernel}_prepare"))
         if plan.preparation == "ranges":
             parts.append(environment().get_template("kernels/prepare.cuh.j2").render(plan=plan))
             parts.append(
@@ -169,13 +229,37 @@ class HostKernel:
         count = self._library.visit(batch, head, q_first, q_last, words)
         return [(word // 2, word % 2 == 1) for word in words[:count]]
 
-    def prepare(self, batches: int, heads: int, seqlen_q: int) -> tuple[npt.NDArray[np.int32], ...]:
-        """Run the preparation kernel of the ranges; what it has written, [batches, heads, seqlen_q]."""
-        arrays = tuple(np.full((batches, heads, seqlen_q), -7, np.int32) for _ in RANGES)
-        for name, array in zip(RANGES, arrays, strict=True):
+    def ends(self, batch: int, head: int, q: int) -> tuple[int, int]:
+        """First and last kept key of the row at position q, not cut to the keys that exist."""
+        return self._library.first_key(batch, head, q), self._library.last_key(batch, head, q)
+
+    def prepare_ranges(self, batches: int, heads: int, seqlen_q: int) -> list[Array]:
+        """Run the preparation kernel; the first and the last key of each row, [batches, heads, seqlen_q]."""
+        return self._prepare(
+            {name: (batches, heads, seqlen_q) for name in ("key_first", "key_last")},
+            batches * heads * -(-seqlen_q // PREPARE_THREADS["ranges"]),
+        )
+
+    def prepare_map(self, batches: int, heads: int, q_tiles: int, kv_tiles: int) -> list[Array]:
+        """Run the preparation kernel; `tile_counts` and `tile_list`."""
+        shape = (batches, heads, q_tiles)
+        return self._prepare(
+            {"tile_counts": shape, "tile_list": (*shape, kv_tiles)}, batches * heads * q_tiles
+        )
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]], blocks: int) -> list[Array]:
+        arrays = [np.full(shape, -7, np.int32) for shape in shapes.values()]
+        for name, array in zip(shapes, arrays, strict=True):
+            self._kept.append(array)
             ctypes.c_void_p.from_address(self._address(f"inputs_{name}")).value = array.ctypes.data
-        self._library.prepare(batches * heads * -(-seqlen_q // 128))
+        self._library.prepare(blocks)
         return arrays
+
+
+def _compile(source: Path, library: Path) -> None:
+    command = [str(COMPILER), "-std=c++20", "-pthread", "-O1", "-w", "-shared", "-fPIC", "-o", str(library)]
+    result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def _declared(line: str) -> list[str]:

@@ -16,6 +16,7 @@ from flashgen.codegen import render
 from flashgen.codegen.elements import elements
 from flashgen.plan import solve
 from flashgen.plan.model import KernelPlan
+from flashgen.plan.tiles import visits
 from flashgen.spec import parse_spec
 from flashgen.spec.evaluation import evaluate
 from flashgen.spec.gallery import GALLERY
@@ -167,6 +168,26 @@ class Case:
         rows, keys = q + np.arange(16)[:, None], kv + np.arange(self.plan.tile_kv)[None, :]
         return self.values | named | {"q": rows, "kv": keys}
 
+    def condition(self, batch: int, head: int, q: int, kv: int) -> npt.NDArray[np.bool_]:
+        """What the mask keeps of the 16 rows from position q on and the tile of keys from kv on."""
+        shape = (16, self.plan.tile_kv)
+        kept = np.broadcast_to(evaluate(self.plan.mask.condition, self.at(batch, head, q, kv)), shape)
+        return kept & (kv + np.arange(self.plan.tile_kv) < self.seqlen_kv)
+
+    def row(self, batch: int, head: int, row: int) -> npt.NDArray[np.bool_]:
+        """What the mask keeps of one row."""
+        named = {"batch": batch, "head": head, "head_kv": head * HEADS_KV // HEADS_Q}
+        values = self.values | named | {"q": row + self.shift, "kv": np.arange(self.seqlen_kv)}
+        return np.broadcast_to(evaluate(self.plan.mask.condition, values), (self.seqlen_kv,))
+
+    def kept_keys(self, batch: int, head: int, row: int) -> list[int]:
+        return np.flatnonzero(self.row(batch, head, row)).tolist()
+
+    def extents(self) -> tuple[int, int]:
+        """Batches and heads that have prepared arrays of their own."""
+        over = self.plan.mask.derivation.over
+        return BATCH if "batch" in over else 1, HEADS_Q if "head" in over else 1
+
     def exists(self, q: int, kv: int) -> npt.NDArray[np.bool_]:
         rows = q + np.arange(16) - self.shift < self.seqlen_q
         return rows[:, None] & (kv + np.arange(self.plan.tile_kv) < self.seqlen_kv)[None, :]
@@ -181,15 +202,20 @@ def _stored(held: npt.NDArray[Any], dtype: str) -> tuple[npt.NDArray[Any], npt.N
     return stored, stored.astype(np.float64 if dtype in ("fp32", "fp16") else np.int64)
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
 LENGTHS = [(150, 203), (70, 33)]
 
 
 @on_host
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("name", [name for name in SCORES if name != "sink"])
-def test_score_is_the_formula(name: str, lengths: tuple[int, int], tmp_path: Path) -> None:
+def test_score_is_the_formula(name: str, lengths: tuple[int, int], compiled: Path) -> None:
     plan = solved(**SCORES[name])
-    case = Case(plan, tmp_path, *lengths)
+    case = Case(plan, compiled, *lengths)
     for batch, head in ((0, 0), (1, 3)):
         for q, kv in case.tiles():
             products = case.random.normal(scale=8, size=(16, plan.tile_kv)).astype(np.float32)
@@ -201,19 +227,103 @@ def test_score_is_the_formula(name: str, lengths: tuple[int, int], tmp_path: Pat
             np.testing.assert_allclose(printed[inside], expected[inside], rtol=2e-4, atol=3e-4)
 
 
+PLANS = {name: solved(**mask) for name, mask in MASKS.items()}
+
+
+def masks(*, listed: bool | None = None, preparation: str | None = "any") -> pytest.MarkDecorator:
+    """The masks whose plans are as said."""
+    names = [
+        name
+        for name, plan in PLANS.items()
+        if listed in (None, plan.mask.listed) and preparation in ("any", plan.preparation)
+    ]
+    assert names
+    return pytest.mark.parametrize("name", names)
+
+
+HEADS = [(0, 0), (1, 3)]  # (batch, head)
+
+
 @on_host
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-@pytest.mark.parametrize("name", MASKS)
-def test_mask_is_the_condition(name: str, lengths: tuple[int, int], tmp_path: Path) -> None:
-    plan = solved(**MASKS[name])
-    if not plan.mask.listed:
-        pytest.skip("one interval per row: the family's own masking")
-    case = Case(plan, tmp_path, *lengths)
-    for batch, head in ((0, 0), (1, 3)):
+@masks(listed=True)
+def test_listed_mask_is_the_condition(name: str, lengths: tuple[int, int], compiled: Path) -> None:
+    plan = PLANS[name]
+    case = Case(plan, compiled, *lengths)
+    for batch, head in HEADS:
         for q, kv in case.tiles():
             kept = np.ones((16, plan.tile_kv), np.float32)
             case.kernel.tile("mask", batch, head, q, kv, kept)
-            keys = kv + np.arange(plan.tile_kv) < case.seqlen_kv
-            expected = np.broadcast_to(evaluate(plan.mask.condition, case.at(batch, head, q, kv)), kept.shape)
+            expected = case.condition(batch, head, q, kv)
             rows = case.exists(q, kv).any(axis=1)
-            np.testing.assert_array_equal((kept == 1)[rows], (expected & keys)[rows])
+            np.testing.assert_array_equal((kept == 1)[rows], expected[rows])
+
+
+@on_host
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@masks(listed=False, preparation=None)
+def test_ends_are_those_of_the_condition(name: str, lengths: tuple[int, int], compiled: Path) -> None:
+    case = Case(PLANS[name], compiled, *lengths)
+    for batch, head in HEADS:
+        for row in range(case.seqlen_q):
+            kept = case.kept_keys(batch, head, row)
+            first, last = case.kernel.ends(batch, head, row + case.shift)
+            assert list(range(max(first, 0), min(last + 1, case.seqlen_kv))) == kept
+
+
+@on_host
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@masks(preparation="ranges")
+def test_prepared_ranges_are_those_of_the_condition(name: str, lengths: tuple[int, int], compiled: Path) -> None:
+    case = Case(PLANS[name], compiled, *lengths)
+    batches, heads = case.extents()
+    firsts, lasts = case.kernel.prepare_ranges(batches, heads, case.seqlen_q)
+    for batch, head in HEADS:
+        place = min(batch, batches - 1), min(head, heads - 1)
+        for row in range(case.seqlen_q):
+            first, last = int(firsts[place][row]), int(lasts[place][row])
+            assert 0 <= first <= case.seqlen_kv and -1 <= last < case.seqlen_kv
+            assert list(range(first, last + 1)) == case.kept_keys(batch, head, row)
+            assert case.kernel.ends(batch, head, row + case.shift) == (first, last)
+
+
+@on_host
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@masks(listed=True, preparation=None)
+def test_visits_are_those_of_the_plan(name: str, lengths: tuple[int, int], compiled: Path) -> None:
+    plan = PLANS[name]
+    case = Case(plan, compiled, *lengths)
+    for batch, head in HEADS:
+        values = case.at(batch, head, 0, 0)
+        for begin in range(0, case.seqlen_q, plan.tile_q):
+            q0 = begin + case.shift
+            q1 = min(begin + plan.tile_q, case.seqlen_q) - 1 + case.shift
+            ends = [
+                (
+                    *segment.evaluate(q0, case.seqlen_q, case.seqlen_kv, {**values, "q": q0}),
+                    *segment.evaluate(q1, case.seqlen_q, case.seqlen_kv, {**values, "q": q1}),
+                )
+                for segment in plan.mask.derivation.segments
+            ]
+            assert case.kernel.visits(batch, head, q0, q1) == visits(ends, plan.tile_kv)
+
+
+@on_host
+@masks(preparation="map")
+def test_map_lists_the_tiles_with_a_kept_key(name: str, compiled: Path) -> None:
+    plan = PLANS[name]
+    case = Case(plan, compiled, 150, 203)
+    batches, heads = case.extents()
+    q_tiles, kv_tiles = -(-case.seqlen_q // plan.tile_q), -(-case.seqlen_kv // plan.tile_kv)
+    counts, words = case.kernel.prepare_map(batches, heads, q_tiles, kv_tiles)
+    for batch in range(batches):
+        for head in range(heads):
+            rows = np.stack([case.row(batch, head, row) for row in range(case.seqlen_q)])
+            for tile in range(q_tiles):
+                expected = []
+                for kv_tile in range(kv_tiles):
+                    keys = slice(kv_tile * plan.tile_kv, (kv_tile + 1) * plan.tile_kv)
+                    box = rows[tile * plan.tile_q : (tile + 1) * plan.tile_q, keys]
+                    if box.any():
+                        expected.append(2 * kv_tile + (not box.all() or box.shape[1] < plan.tile_kv))
+                assert words[batch, head, tile, : counts[batch, head, tile]].tolist() == expected

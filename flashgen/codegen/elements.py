@@ -220,9 +220,17 @@ class Elements:
         return "".join(f", {name}" for name in self._end_needs)
 
     @property
+    def end_lengths(self) -> list[str]:
+        """Those of `seqlen_q` and `seqlen_kv` that the clamped ends of the segments hold; the latter always."""
+        return ["seqlen_q", "seqlen_kv"] if re.search(r"\bseqlen_q\b", self._ends) else ["seqlen_kv"]
+
+    @property
     def _end_needs(self) -> list[str]:
-        text = " ".join(end for segment in self.segments for end in (segment.first, segment.last) if end)
-        return [name for name in ("params", "terms") if re.search(rf"\b{name}\.", text)]
+        return [name for name in ("params", "terms") if re.search(rf"\b{name}\.", self._ends)]
+
+    @property
+    def _ends(self) -> str:
+        return " ".join(end for segment in self.segments for end in (segment.first, segment.last) if end)
 
 
 @lru_cache(maxsize=256)
@@ -421,7 +429,7 @@ def _broken(line: str) -> list[str]:
         return [line]
     margin = " " * (len(line) - len(line.lstrip()))
     comment = line.lstrip().startswith("//")
-    words = re.split(r"(?<!const) (?!\{$)", line.lstrip())
+    words = re.split(r"(?<!\bconst)(?<!\bint)(?<!\bfloat) (?!\{$)", line.lstrip())
     parts = [margin + words[0]]
     for word in words[1:]:
         if len(parts[-1]) + 1 + len(word) <= _COLUMNS:
