@@ -14,8 +14,18 @@ from flashgen._version import __version__
 if TYPE_CHECKING:
     from flashgen.runtime import attention, load
     from flashgen.spec import AttentionSpec
+    from flashgen.spec.trace import exp, floor, log, maximum, minimum, sigmoid, sqrt, tanh, where
 
-_HOME = {"AttentionSpec": "flashgen.spec", "attention": "flashgen.runtime", "load": "flashgen.runtime"}
+_HOME = {
+    "AttentionSpec": "flashgen.spec",
+    "attention": "flashgen.runtime",
+    "load": "flashgen.runtime",
+    # for masks and scores that are written as Python functions
+    **dict.fromkeys(
+        ("exp", "floor", "log", "maximum", "minimum", "sigmoid", "sqrt", "tanh", "where"),
+        "flashgen.spec.trace",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +40,18 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-__all__ = ["AttentionSpec", "__version__", "attention", "load"]
+__all__ = [
+    "AttentionSpec",
+    "__version__",
+    "attention",
+    "exp",
+    "floor",
+    "load",
+    "log",
+    "maximum",
+    "minimum",
+    "sigmoid",
+    "sqrt",
+    "tanh",
+    "where",
+]

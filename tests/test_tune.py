@@ -137,10 +137,10 @@ class Bench:
 
 
 def wants(plan: KernelPlan) -> float:
-    """Fastest where tile_kv is 96, O is rescaled late and the keys ascend."""
+    """Fastest where tile_kv is 80, O is rescaled late and the keys ascend."""
     schedule = plan.schedule
     assert isinstance(schedule, Sm90Schedule)
-    ms = 1.0 + abs(plan.tile_kv - 96) / 100 + abs(plan.tile_q - 128) / 1000
+    ms = 1.0 + abs(plan.tile_kv - 80) / 100 + abs(plan.tile_q - 128) / 1000
     return ms - 0.1 * (schedule.rescale == "late") - 0.05 * (schedule.key_order == "ascending")
 
 

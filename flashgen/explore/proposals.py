@@ -56,7 +56,7 @@ def variants(plan: KernelPlan, spec: AttentionSpec, arch: Arch) -> Iterator[Cand
 def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
     schedule = plan.schedule
     if isinstance(schedule, Sm90Schedule):
-        times = [("early", "early"), ("late", "early"), ("late", "late")]
+        times = [("early", "early"), ("middle", "early"), ("late", "early"), ("late", "late")]
         for output_wait, rescale in times:
             if (output_wait, rescale) != (schedule.output_wait, schedule.rescale):
                 yield {"output_wait": output_wait, "rescale": rescale}
