@@ -35,7 +35,7 @@ from flashgen.runtime.layouts import (
     without_keys,
 )
 from flashgen.runtime.parameters import Parameters, Shapes, parameters
-from flashgen.runtime.prepare import Preparation
+from flashgen.runtime.prepare import Preparation, check_prepared
 
 try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
     from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided  # type: ignore[attr-defined]
@@ -99,6 +99,8 @@ class LoadedKernel:
         shape = (batch, seqlen_q, heads_q, self.plan.head_dim_v)
         if 0 in shape or k.shape[1] == 0:
             return without_keys(shape)
+        if inputs is not None and inputs.prepared:
+            check_prepared(self.plan, inputs.prepared, Sizes.of(q, k, self.plan.align), q.device)
         copies = tuple(not taken_as_is(tensor, self.plan) for tensor in (q, k, v))
         if any(copies):
             return with_copies(copies, again)
