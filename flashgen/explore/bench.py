@@ -1,13 +1,15 @@
 """Timing one attention beside its peers on one GPU, in one run.
 
-Every implementation gets the same tensors, and the rounds interleave them, each round starting with another
-one, so that clocks and temperature favour nobody. What is timed are replays of a CUDA graph: the kernel
-without the host's share. Medians over the rounds; two timings of one callable differ by up to about 2%.
+Every implementation gets the same tensors, and the rounds interleave them, each round in another random
+order: the chips are power-limited, and who follows a hot kernel starts at its clock. What is timed are
+replays of a CUDA graph: the kernel without the host's share. Medians over the rounds; two timings of one
+callable differ by up to about 2%.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -150,10 +152,10 @@ def interleave(
             replay()
         repeats[name] = max(3, min(1000, math.ceil(SAMPLE_MS / max(_time(replay, 3), 1e-3))))
     samples: dict[str, list[float]] = {name: [] for name in replays}
-    order = list(replays)
-    for i in range(rounds):
-        start = i % len(order) if order else 0
-        for name in order[start:] + order[:start]:
+    order, shuffle = list(replays), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
             samples[name].append(_time(replays[name], repeats[name]))
     return {name: statistics.median(times) for name, times in samples.items()}, in_graph
 
