@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flashgen.arch import Arch
-    from flashgen.plan import IoModel, KernelPlan, Ranking, Workload
+    from flashgen.plan import IoModel, KernelPlan, Ranking
+    from flashgen.plan.explain_mask import MaskExplanation
     from flashgen.spec import AttentionSpec
 
 
@@ -24,23 +25,35 @@ if TYPE_CHECKING:
 @spec_argument
 @target_option
 @click.option("--all", "show_all", is_flag=True, help="Also rank every legal tiling by its predicted time.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw the tiles: skipped, full, masked. A .png or .svg.",
+)
 @json_option
-def plan(spec_file: Path, target: str | None, show_all: bool, as_json: bool) -> None:
+def plan(spec_file: Path, target: str | None, show_all: bool, picture: Path | None, as_json: bool) -> None:
     """Solve for the tiles that fit the chip, and say why."""
     from flashgen.plan import IoModel, Workload, rank
+    from flashgen.plan.explain_mask import explain_mask
 
     spec, arch = read_spec(spec_file, target)
     ranking = rank(spec, arch)
     best, work = ranking.best, Workload.of(spec)
-    io = IoModel.of_plan(work, best)
+    io, mask = IoModel.of_plan(work, best), explain_mask(best, work)
+    if picture is not None:
+        from flashgen.explore.picture import draw_tiles
+
+        draw_tiles(best, work, picture)
     if as_json:
-        answer: dict[str, Any] = {"plan": best.to_dict(), "bytes": io.to_dict()}
+        answer: dict[str, Any] = {"plan": best.to_dict(), "bytes": io.to_dict(), "mask": mask.to_dict()}
         print_json(answer | ranking.to_dict() if show_all else answer)
         return
     terminal = console()
     for line in _heading(spec, best, arch):
         click.echo(line)
-    for table in (_constraints(best), _neighbours(best), _prediction(best, work), _bytes(io)):
+    tables = (_mathematics(best, mask), _constraints(best), _neighbours(best), _prediction(best), _bytes(io))
+    for table in tables:
         click.echo()
         terminal.print(table)
     if show_all:
@@ -83,6 +96,33 @@ def _heading(spec: AttentionSpec, plan: KernelPlan, arch: Arch) -> Iterator[str]
         yield f"{name}: {text}"
 
 
+def _mathematics(plan: KernelPlan, mask: MaskExplanation) -> Table:
+    """Mask and score, and what was derived from them."""
+    from flashgen.plan.operations import of_score
+    from flashgen.spec.printer import to_text
+
+    table = new_table("mask", mask.condition)
+    table.add_row(f"route: {mask.route}", mask.reason)
+    if mask.condition != "true":
+        for first, last in mask.keys:
+            table.add_row("keys of a row", f"from {first} to {last}")
+    if mask.residual != "true":
+        table.add_row("of these", mask.residual)
+    shares = f"{mask.skipped:.1%} skipped, {mask.full:.1%} full, {mask.partial:.1%} partial"
+    table.add_row("tiles of a head", f"{shares}, of {mask.tiles:,}")
+    if mask.caveat:
+        table.add_row("", mask.caveat)
+    if plan.score.label:
+        each = of_score(plan.score.expr)
+        table.add_row("score", to_text(plan.score.expr))
+        table.add_row(
+            "", f"for each element, about {each.plain:.0f} instructions and {each.mufu:.0f} of MUFU"
+        )
+    if plan.sink:
+        table.add_row("sink", "a logit of each head joins the softmax")
+    return table
+
+
 def _constraints(plan: KernelPlan) -> Table:
     table = new_table("constraint", "used / allowed")
     for row in plan.why.slack:
@@ -97,10 +137,9 @@ def _neighbours(plan: KernelPlan) -> Table:
     return table
 
 
-def _prediction(plan: KernelPlan, work: Workload) -> Table:
+def _prediction(plan: KernelPlan) -> Table:
     """The cost model's terms; the pipes' times are what each would take alone."""
     cost = dict(plan.why.cost)
-    in_all = -(-work.seqlen_q // plan.tile_q) * -(-work.seqlen_kv // plan.tile_kv)
     table = new_table("predicted", "")
     table.add_row("time", f"{cost['seconds'] * 1e3:.3f} ms, {cost['tflops']:.0f} TFLOP/s")
     pipes = {
@@ -112,10 +151,8 @@ def _prediction(plan: KernelPlan, work: Workload) -> Table:
     }
     table.add_row("each alone", ", ".join(f"{name} {cost[key] * 1e3:.3f} ms" for name, key in pipes.items()))
     table.add_row("waves over the SMs", f"{cost['waves']:.2f}")
-    share = f" ({cost['tiles_visited'] / in_all:.0%})" if in_all else ""
     table.add_row(
-        "kv tiles of a head",
-        f"{cost['tiles_visited']:,.0f} of {in_all:,} visited{share}, {cost['tiles_masked']:,.0f} masked",
+        "kv tiles of a head", f"{cost['tiles_visited']:,.0f} visited, {cost['tiles_masked']:,.0f} masked"
     )
     table.add_row("bytes from HBM, from L2", f"{size(cost['hbm_bytes'])}, {size(cost['l2_bytes'])}")
     return table
