@@ -312,7 +312,7 @@ def test_numbers_change_between_launches(monkeypatch: pytest.MonkeyPatch) -> Non
         (lambda bias: bias[:, :, :1].expand(4, 300, 500), True),
         (lambda bias: bias.repeat_interleave(2, 2)[:, :, ::2], True),
     ],
-    ids=["contiguous", "one for heads", "one for rows", "rows first", "keys first", "one for keys", "strided"],
+    ids=["as is", "one for heads", "one for rows", "rows first", "keys first", "one for keys", "strided"],
 )  # fmt: skip
 def test_strides_of_inputs(monkeypatch: pytest.MonkeyPatch, change: Any, copied: bool) -> None:
     """Any are taken as they are, zero included, but for that of the last axis."""

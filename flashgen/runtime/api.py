@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from functools import cache
+from operator import index
 from pathlib import Path
 from typing import Any, overload
 
@@ -131,7 +132,8 @@ def _with_formula(
     texts = _texts(mask, score, tuple(tensors), tuple(params))
     given = tuple(given_tensor(name, tensor) for name, tensor in tensors.items())
     values = tuple(bare(tensor) for tensor in tensors.values())
-    lengths = tuple(int(values[at].shape[dim]) for at, dim in _tables(texts, given))
+    # under torch.compile, index() makes a number of a symbolic length
+    lengths = tuple(index(values[at].shape[dim]) for at, dim in _tables(texts, given))
     key = _formula_key(texts, given, lengths, tuple(params), sink is not None)
     inputs = Inputs(values, tuple(float(number) for number in params.values()), sink)
     if bypasses_dispatcher(q, k, v) and is_plain(inputs.all_tensors()):

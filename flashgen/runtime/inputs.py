@@ -192,14 +192,14 @@ def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
 
 def check_parameters(declared: Declarations, inputs: Inputs) -> None:
     """The part of `check_inputs` that shapes do not tell: all is given, numbers are finite and in range."""
-    given, wanted = (
-        (len(inputs.tensors), len(inputs.params)),
-        (len(declared.tensors), len(declared.parameters)),
-    )
-    if given != wanted or (inputs.sink is not None) != declared.sink:
+    given = (len(inputs.tensors), len(inputs.params), inputs.sink is not None)
+    if given != (len(declared.tensors), len(declared.parameters), declared.sink):
+        tensors = ", ".join(tensor.name for tensor in declared.tensors)
+        parameters = ", ".join(parameter.name for parameter in declared.parameters)
         raise LaunchError(
-            f"{given[0]} tensors and {given[1]} parameters are given; the kernel takes {wanted[0]} and "
-            f"{wanted[1]}{', and a sink' if declared.sink else ''}"
+            f"this kernel takes the tensors [{tensors}], the parameters [{parameters}] and "
+            f"{'a' if declared.sink else 'no'} sink; given are {given[0]} tensors, {given[1]} parameters and "
+            f"{'a' if given[2] else 'no'} sink"
         )
     problems = [
         problem
