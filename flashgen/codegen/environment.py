@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from flashgen.codegen.elements import elements, wrapped
+from flashgen.codegen.elements import elements
+from flashgen.codegen.layout import wrapped
 from flashgen.codegen.printer import cuda
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -1,8 +1,8 @@
 """Where the parts of an expression are computed: once per head, once per row of a tile, or for each element.
 
-An element stands at ``kv + c``: `kv` is the position of the thread's first column, `c` the offset of the element,
-known to the compiler once its loop is unrolled. What an inner level needs of an outer one is a member of the
-outer one's struct; what a level needs twice is a variable.
+An element stands at ``kv + c``: `kv` is the position of a thread's first column, `c` the offset from it, known
+to the compiler once the loop is unrolled. What an inner level needs of an outer one is a member of the outer
+one's struct; what a level needs twice is a variable.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from sympy import Expr
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
-from flashgen.spec.symbols import KV, Q, SCALE, SCORE
+from flashgen.codegen.identifiers import identifier
+from flashgen.spec.symbols import KV, SCALE, SCORE, Q
 
 Level = Literal["constant", "head", "row", "element"]
 Kind = Literal["int", "float", "bool"]
 
 LEVELS: tuple[Level, ...] = ("constant", "head", "row", "element")
 
-# Symbols of the printer, whose names no expression can hold; they print as in `LEAVES`.
+# Symbols of the printer, whose names no expression can hold; they print without the stroke but for the first.
 FIRST_KV = sympy.Symbol("kv'", integer=True)  # position of the thread's first column
 COLUMN = sympy.Symbol("c'", integer=True)
 PRODUCT = sympy.Symbol("s'", real=True)  # Q . K, before the scale
@@ -34,23 +35,6 @@ FOUND = "key_found"  # so begin the names of what a search in a sorted tensor fi
 TANH = sympy.Symbol("t'", real=True)  # a tanh that is computed beforehand
 
 _EVERYWHERE = re.compile(r"-?(params\.[\w.]+|\d[\w.+-]*|true|false)")
-_RESERVED = frozenset(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const const_cast
-    constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern false
-    float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq
-    private protected public register reinterpret_cast return short signed sizeof static static_assert
-    static_cast struct switch template this thread_local throw true try typedef typeid typename union unsigned
-    using virtual void volatile wchar_t while xor xor_eq
-    batch c head kv params q row rows s terms min max abs read warpSize threadIdx blockIdx blockDim gridDim
-    bf16 fp16 exp log sqrt tanh""".split()
-)
-
-
-def identifier(name: str) -> str:
-    """`name` as C++ may have it: keywords and the printer's own names get a trailing underscore."""
-    if not (name.isidentifier() and name.isascii()):
-        raise ValueError(f"{name!r} is no C++ identifier")
-    return f"{name}_" if name in _RESERVED else name
 
 
 def levelled(expr: sympy.Basic) -> sympy.Basic:
@@ -109,7 +93,7 @@ class Scope:
 
 
 class Levels:
-    """The scopes of the functions that are printed for a mask or a score, and the level that is being printed.
+    """The scopes of the functions that a mask or a score prints, and the level that is being printed.
 
     `repeated` are the expressions that become variables, as a first printing has counted them.
     """
@@ -119,7 +103,7 @@ class Levels:
         self.at: Level = "element"
         self.repeated = repeated
         self.uses: Counter[tuple[sympy.Basic, Kind]] = Counter()
-        self.printed: dict[tuple[sympy.Basic, Kind], str] = {}
+        self.printed: dict[tuple[sympy.Basic, Kind, Level], str] = {}
 
     def begin_function(self) -> Scope:
         """Another function of elements: its variables are its own."""

@@ -1,7 +1,7 @@
-"""Elements of the tensors that masks and scores read: addresses split by level, subscripts kept inside their axes.
+"""Elements of the tensors that masks and scores read: addresses split by level, subscripts kept inside.
 
-The last axis is contiguous. Where it is walked along the row, the row holds a pointer to its first column, and an
-element is a load at a constant distance from it.
+The last axis is contiguous. Where it is walked along the row, the row holds a pointer to its first column,
+and an element is a load at a constant distance from it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import sympy
 from sympy import Expr, S
 from sympy.core.function import AppliedUndef
 
-from flashgen.codegen.levels import COLUMN, FIRST_KV, identifier, level_of
+from flashgen.codegen.identifiers import identifier
+from flashgen.codegen.levels import COLUMN, FIRST_KV, level_of
 from flashgen.codegen.printer import bracketed
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
 
 if TYPE_CHECKING:
-    from flashgen.codegen.expression import LevelPrinter
+    from flashgen.codegen.exact import LevelPrinter
 
 PREPARED = ("key_first", "key_last")  # int32 [batch, head, seqlen_q], contiguous, of the axes that matter
 C_TYPES = {"fp32": "float", "fp16": "fp16", "bf16": "bf16", "int32": "int", "bool": "unsigned char"}
@@ -92,8 +93,8 @@ class Reads:
             return _Subscript(at - self._q_offset, SEQLEN_Q, "after" if at == Q else "anywhere")
         if axis == "kv":
             # A lone FIRST_KV is the key that a search looks at, and exists.
-            leaves: Leaves = {FIRST_KV + COLUMN: "edges", FIRST_KV: "never"}.get(at, "anywhere")
-            return _Subscript(at, SEQLEN_KV, leaves)
+            within: dict[Expr, Leaves] = {FIRST_KV + COLUMN: "edges", FIRST_KV: "never"}
+            return _Subscript(at, SEQLEN_KV, within.get(at, "anywhere"))
         if axis == "q - kv":
             walks = sympy.expand(at - (Q - FIRST_KV - COLUMN)) == 0
             start = self._q_offset - (SEQLEN_KV - 1)

@@ -1,47 +1,43 @@
-"""The printer of masks and scores: integers and booleans exact, reals in fp32 on the hardware's fast instructions.
+"""The exact half of the printer of masks and scores: integers and conditions, each part at its level.
 
-Work is moved outwards where it can be (`flashgen.codegen.levels`): a sum is split into what is known per row and
-what belongs to the element, so that ``slope*(kv - q)`` is one multiply-add of the offset `c`, which is a constant
-once the loop is unrolled; no integer is converted for each element where a row's could be.
+A comparison with a key becomes one of the column with a limit of the row. A quotient or a remainder by a
+constant is taken once for the row; the element's follows from the column, a constant once the loop is
+unrolled.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import reduce
 
-import numpy as np
 import sympy
-from sympy import Add, Expr, Integer, Mul, Pow, Rational, S
+from sympy import Add, Expr, Integer, Mul, S
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
+from flashgen.codegen.identifiers import identifier
 from flashgen.codegen.levels import (
     COLUMN,
     FIRST_KV,
     PRODUCT,
     TANH,
     Kind,
-    Level,
     Levels,
-    identifier,
     level_of,
 )
 from flashgen.codegen.printer import IntegerPrinter, bracketed
 from flashgen.codegen.reads import Reads
 from flashgen.spec.affine import is_whole
-from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.functions import modulo
 from flashgen.spec.inputs import RuntimeParameter
-from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.printer import to_text
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SCALE, SEQLEN_KV, SEQLEN_Q, Q
 
-_LOG2E = 1 / sympy.log(2)
 _LENGTHS = {SEQLEN_Q, SEQLEN_KV}
-_MOST_FACTORS = 8  # a power with an exponent up to this is a product
 
 
 class LevelPrinter(IntegerPrinter):
-    """Prints expressions of one plan; what they need of outer levels gathers in `levels`."""
+    """Prints integers and conditions of one plan; what they need of outer levels gathers in `levels`."""
 
     def __init__(
         self, levels: Levels, reads: Reads, parameters: tuple[RuntimeParameter, ...], group: int
@@ -67,7 +63,7 @@ class LevelPrinter(IntegerPrinter):
     # -- levels
 
     def value(self, expr: sympy.Basic, kind: Kind, hint: str = "") -> str:
-        """`expr` as an operand of what is printed at the present level. `hint` is a name for it, if it needs one."""
+        """`expr` as an operand of what is printed at the present level; `hint` is a name for it."""
         level = level_of(expr)
         if level == "constant" or not self.levels.below(level) or (kind == "int" and expr in _LENGTHS):
             return self._here(expr, kind)
@@ -80,33 +76,41 @@ class LevelPrinter(IntegerPrinter):
     def _here(self, expr: sympy.Basic, kind: Kind) -> str:
         if expr.is_Atom or level_of(expr) == "constant":
             return self._text(expr, kind)
-        key = (expr, kind)
-        self.levels.uses[key] += 1
-        if key not in self.levels.printed:
+        place = (expr, kind, self.levels.at)
+        self.levels.uses[expr, kind] += 1
+        if place not in self.levels.printed:
             text = self._text(expr, kind)
-            if key in self.levels.repeated:
+            if (expr, kind) in self.levels.repeated:
                 text = self.levels.scopes[self.levels.at].define(kind, text, _hint(expr, kind))
-            self.levels.printed[key] = text
-        return self.levels.printed[key]
+            self.levels.printed[place] = text
+        return self.levels.printed[place]
 
     def _text(self, expr: sympy.Basic, kind: Kind) -> str:
-        return self._real(expr) if kind == "float" else str(super()._print(expr))
+        return self.real(expr) if kind == "float" else self.exact(expr)
+
+    def exact(self, expr: sympy.Basic) -> str:
+        """`expr` in integers, or as a truth value."""
+        return str(super()._print(expr))
+
+    def real(self, expr: Expr) -> str:
+        """`expr` in fp32."""
+        return self.emptyPrinter(expr)
 
     def _print(self, expr: sympy.Basic, **settings: object) -> str:
         boolean = isinstance(expr, sympy.logic.boolalg.Boolean) and not isinstance(expr, sympy.Symbol)
         return self.value(expr, "bool" if boolean else "int")
 
-    def _element(self, expr: sympy.Basic) -> bool:
+    def element(self, expr: sympy.Basic) -> bool:
         return level_of(expr) == "element"
 
-    def _outer(self, args: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
+    def outer(self, args: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
         """`args` in those of outer levels and those of the present one."""
         outer = [arg for arg in args if self.levels.below(level_of(arg))]
         return outer, [arg for arg in args if not self.levels.below(level_of(arg))]
 
     def affine(self, expr: Expr) -> tuple[Expr, Expr] | None:
         """(a, b) with ``expr == a + b*c``, both free of the element; None where there are none."""
-        if not self._element(expr):
+        if not self.element(expr):
             return expr, S.Zero
         if expr == COLUMN:
             return S.Zero, S.One
@@ -116,13 +120,13 @@ class LevelPrinter(IntegerPrinter):
                 return None
             return Add(*[part[0] for part in parts if part]), Add(*[part[1] for part in parts if part])
         if expr.is_Mul:
-            inner = [arg for arg in expr.args if self._element(arg)]
-            rest = Mul(*[arg for arg in expr.args if not self._element(arg)])
+            inner = [arg for arg in expr.args if self.element(arg)]
+            rest = Mul(*[arg for arg in expr.args if not self.element(arg)])
             if len(inner) == 1 and (part := self.affine(inner[0])):
                 return rest * part[0], rest * part[1]
         return None
 
-    def _split(self, expr: Add) -> tuple[Expr, Expr, list[Expr]]:
+    def split(self, expr: Add) -> tuple[Expr, Expr, list[Expr]]:
         """(a, b, others) with ``expr == a + b*c + sum(others)``."""
         a, b, others = S.Zero, S.Zero, []
         for arg in expr.args:
@@ -140,17 +144,17 @@ class LevelPrinter(IntegerPrinter):
         return self.leaves[expr] if expr in self.leaves else identifier(expr.name.rstrip("'"))
 
     def _print_Add(self, expr: Add) -> str:
-        if not self._element(expr):
-            return _sum([self._signed(term, "int") for term in expr.as_ordered_terms()])
-        a, b, others = self._split(expr)
-        terms = [self._signed(term, "int") for term in others]
+        if not self.element(expr):
+            return _sum([self.signed(term, "int") for term in expr.as_ordered_terms()])
+        a, b, others = self.split(expr)
+        terms = [self.signed(term, "int") for term in others]
         if b != 0:
-            terms.append(self._signed(b * COLUMN, "int"))
+            terms.append(self.signed(b * COLUMN, "int"))
         if a != 0:
             terms.insert(0, ("+", self.value(a, "int")))
         return _sum(terms)
 
-    def _signed(self, term: Expr, kind: Kind) -> tuple[str, str]:
+    def signed(self, term: Expr, kind: Kind) -> tuple[str, str]:
         negative = term.as_coeff_Mul()[0] < 0
         magnitude = -term if negative else term
         return ("-" if negative else "+"), self.value(magnitude, kind)
@@ -158,7 +162,7 @@ class LevelPrinter(IntegerPrinter):
     def _print_Mul(self, expr: Mul) -> str:
         if not all(is_whole(arg) for arg in expr.args):
             self.emptyPrinter(expr)
-        outer, inner = self._outer(expr.args)
+        outer, inner = self.outer(expr.args)
         coefficient = Mul(*outer)
         factors = [bracketed(self.value(factor, "int")) for factor in inner]
         if coefficient == -1:
@@ -181,8 +185,8 @@ class LevelPrinter(IntegerPrinter):
         return f"floor_div({self._print(numerator)}, {self._print(denominator)})"
 
     def _phase(self, numerator: Expr, divisor: Expr) -> tuple[Expr, Expr, int] | None:
-        """For a + b*c over a constant: (a // divisor, a % divisor, b), where b is not negative; per row but for c."""
-        if not (self._element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
+        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative."""
+        if not (self.element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
             return None
         part = self.affine(numerator)
         if part is None or not (part[1].is_Integer and part[1] >= 0):
@@ -200,13 +204,13 @@ class LevelPrinter(IntegerPrinter):
         return f"floor_mod({self._print(dividend)}, {self._print(divisor)})"
 
     def _print_Min(self, expr: sympy.Min) -> str:
-        return self._nested("min", self._grouped(expr))
+        return self._nested("min", self.grouped(expr))
 
     def _print_Max(self, expr: sympy.Max) -> str:
-        return self._nested("max", self._grouped(expr))
+        return self._nested("max", self.grouped(expr))
 
-    def _grouped(self, expr: Expr) -> list[Expr]:
-        outer, inner = self._outer(expr.args)
+    def grouped(self, expr: Expr) -> list[Expr]:
+        outer, inner = self.outer(expr.args)
         return [expr.func(*outer), *inner] if outer else inner
 
     def _print_AppliedUndef(self, expr: AppliedUndef) -> str:
@@ -215,8 +219,9 @@ class LevelPrinter(IntegerPrinter):
     def _print_Relational(self, expr: Relational) -> str:
         left, right = expr.lhs, expr.rhs
         difference = sympy.expand(left - right)
-        scale = sympy.ilcm(1, *[term.as_coeff_Mul()[0].q for term in Add.make_args(difference) if _rational(term)])
-        terms = [scale * term for term in Add.make_args(difference)]
+        terms = Add.make_args(difference)
+        scale = sympy.ilcm(1, *[term.as_coeff_Mul()[0].q for term in terms if _rational(term)])
+        terms = [scale * term for term in terms]
         if not all(is_whole(term) for term in terms):
             return f"{self.value(left, 'float')} {expr.rel_op} {self.value(right, 'float')}"
         if self.levels.at != "element":
@@ -229,14 +234,14 @@ class LevelPrinter(IntegerPrinter):
 
     def _print_difference(self, difference: Expr, operator: str) -> str:
         """``difference <operator> 0``, as a comparison of the element's part with the row's."""
-        a, b, others = self._split(difference) if difference.is_Add else (S.Zero, S.Zero, [difference])
+        a, b, others = self.split(difference) if difference.is_Add else (S.Zero, S.Zero, [difference])
         if not others and b.is_number and b < 0:
             a, b, operator = -a, -b, _MIRRORED[operator]
         if len(others) == 1 and b == 0 and others[0].as_coeff_Mul()[0] < 0:
             a, others, operator = -a, [-others[0]], _MIRRORED[operator]
-        inner = [self._signed(term, "int") for term in others]
+        inner = [self.signed(term, "int") for term in others]
         if b != 0:
-            inner.append(self._signed(b * COLUMN, "int"))
+            inner.append(self.signed(b * COLUMN, "int"))
         hint = {"<": "end", "<=": "last", ">": "before", ">=": "first"}.get(operator, "")
         left = _sum(inner)
         left = bracketed(left) if re.search(" [&|] ", left) else left
@@ -245,11 +250,11 @@ class LevelPrinter(IntegerPrinter):
     def _print_congruence(self, expr: Relational) -> str | None:
         """``x % n == y`` with n constant and y per row, as ``u == c % n`` with u per row."""
         for remainder, other in ((expr.lhs, expr.rhs), (expr.rhs, expr.lhs)):
-            if not (isinstance(remainder, modulo | sympy.Mod) and not self._element(other)):
+            if not (isinstance(remainder, modulo | sympy.Mod) and not self.element(other)):
                 continue
             dividend, divisor = remainder.args
             part = self.affine(dividend) if divisor.is_Integer and divisor > 0 else None
-            if part is None or not part[1].is_Integer or not self._element(dividend):
+            if part is None or not part[1].is_Integer or not self.element(dividend):
                 continue
             n = int(divisor)
             # a + b c = other (mod n), where other is in [0, n): b c = other - a
@@ -267,8 +272,8 @@ class LevelPrinter(IntegerPrinter):
         return self._combined(expr, "|" if self.levels.at == "element" else "||")
 
     def _combined(self, expr: sympy.And | sympy.Or, operator: str) -> str:
-        # Without branches for an element: both sides are cheap, and a branch would keep loads from being shared.
-        outer, inner = self._outer(expr.args)
+        # Of an element without branches: both sides are cheap, and a branch keeps loads from being shared.
+        outer, inner = self.outer(expr.args)
         if self.levels.at == "element":
             inner = self._limits(inner, conjunction=isinstance(expr, sympy.And))
         parts = sorted(inner, key=sympy.default_sort_key)
@@ -309,127 +314,8 @@ class LevelPrinter(IntegerPrinter):
             return "<=", (-a if b == 1 else a) - (1 if strict else 0)
         return ">=", (-a if b == 1 else a) + (1 if strict else 0)
 
-    # -- reals
-
-    def _real(self, expr: Expr) -> str:
-        if level_of(expr) == "constant":
-            return literal(expr)
-        if isinstance(expr, AppliedUndef):
-            text = self.reads.element(self, expr)
-            return f"static_cast<float>({text})" if is_whole(expr) else text
-        if is_whole(expr) and (self.levels.at != "element" or not _structural(expr)):
-            return f"static_cast<float>({super()._print(expr)})"
-        if expr.is_Symbol:
-            return self._print_Symbol(expr)
-        if expr.is_Add:
-            return self._real_sum(expr)
-        if expr.is_Mul:
-            return self._real_product(expr)
-        if expr.is_Pow:
-            return self._real_power(expr)
-        if isinstance(expr, sympy.Piecewise):
-            return self._real_choice(expr)
-        if isinstance(expr, sympy.Min | sympy.Max):
-            name = "fminf" if isinstance(expr, sympy.Min) else "fmaxf"
-            texts = [self.value(arg, "float") for arg in self._grouped(expr)]
-            return reduce(lambda left, right: f"{name}({left}, {right})", texts)
-        if isinstance(expr, sympy.Abs):
-            return f"fabsf({self.value(expr.args[0], 'float')})"
-        if isinstance(expr, sympy.exp):
-            return f"exp2_approx({self.value(_LOG2E * expr.args[0], 'float')})"
-        if isinstance(expr, sigmoid):
-            return f"reciprocal_approx(1.0f + exp2_approx({self.value(-_LOG2E * expr.args[0], 'float')}))"
-        if isinstance(expr, sympy.log):
-            return self._real_product(expr)
-        if isinstance(expr, sympy.tanh):
-            return f"tanh_approx({self.value(expr.args[0], 'float')})"
-        raise ValueError(f"{type(expr).__name__} cannot be printed in CUDA: {expr!s}")
-
-    def _real_sum(self, expr: Add) -> str:
-        if self.levels.at == "element":
-            a, b, others = self._split(expr)
-        else:
-            outer, others = self._outer(expr.args)
-            a, b = Add(*outer), S.Zero
-        # From the right, so that every product is one multiply-add: x * y + (z * c + row.a)
-        text = None if a == 0 else self.value(a, "float")
-        for term in ([b * COLUMN] if b != 0 else []) + others:
-            sign, magnitude = self._signed(term, "float")
-            magnitude = _term(magnitude)
-            if text is None:
-                text = magnitude if sign == "+" else f"-{bracketed(magnitude)}"
-            elif sign == "+":
-                text = f"{magnitude} + {_term(text)}"
-            else:
-                text = f"{_term(text)} - {magnitude}"
-        assert text is not None
-        return text
-
-    def _real_product(self, expr: Expr) -> str:
-        outer, inner = self._outer(Mul.make_args(expr))
-        logarithms = [factor for factor in inner if isinstance(factor, sympy.log)]
-        coefficient = Mul(*outer, *[sympy.log(2)] * len(logarithms))
-        if self.levels.at == "element":
-            if (part := self.affine(expr)) and part[0] != 0:
-                return self._real_sum(Add(part[0], part[1] * COLUMN, evaluate=False))
-            if len(inner) == 1 and inner[0].is_Add and coefficient not in (1, -1):
-                return self._real_sum(Add(*[coefficient * term for term in inner[0].args]))
-        factors = []
-        for factor in inner:
-            if factor in logarithms:
-                factors.append(f"log2_approx({self.value(factor.args[0], 'float')})")
-            else:
-                factors.append(bracketed(self.value(factor, "float")))
-        if coefficient == -1 or (not factors and coefficient.is_number):
-            return "-" + " * ".join(factors) if factors else literal(coefficient)
-        if coefficient.is_number and abs(float(coefficient) - 1) < 1e-12:
-            return " * ".join(factors)
-        return " * ".join([*factors, bracketed(self.value(coefficient, "float"))])
-
-    def _real_power(self, expr: Pow) -> str:
-        base, exponent = expr.args
-        if exponent.is_Integer and abs(exponent) <= _MOST_FACTORS:
-            operand = bracketed(self.value(base, "float"))
-            if exponent > 1 and not operand.replace(".", "").isidentifier():
-                operand = self.levels.scopes[self.levels.at].define("float", operand, "x")
-            power = " * ".join([operand] * abs(int(exponent)))
-            return power if exponent > 0 else f"reciprocal_approx({power})"
-        if exponent == Rational(1, 2):
-            return f"sqrt_approx({self.value(base, 'float')})"
-        if exponent == Rational(-1, 2):
-            return f"rsqrt_approx({self.value(base, 'float')})"
-        if base.is_number:
-            return f"exp2_approx({self.value(exponent * sympy.log(base) * _LOG2E, 'float')})"
-        logarithm = f"log2_approx({self.value(base, 'float')})"
-        return f"exp2_approx({bracketed(self.value(exponent, 'float'))} * {logarithm})"
-
-    def _real_choice(self, expr: sympy.Piecewise) -> str:
-        *cases, (otherwise, always) = expr.args
-        if always != sympy.true:
-            raise ValueError(f"Piecewise without a default has no value everywhere: {expr!s}")
-        text = self.value(otherwise, "float")
-        for chosen, condition in reversed(cases):
-            text = f"({bracketed(self._print(condition))} ? {self.value(chosen, 'float')} : {text})"
-        return text
-
 
 _MIRRORED: Mapping[str, str] = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
-
-
-def literal(expr: Expr) -> str:
-    """A real constant as the nearest fp32."""
-    number = np.float32(float(expr))
-    if not np.isfinite(number):
-        return "negative_infinity()" if number < 0 else "-negative_infinity()"
-    text = np.format_float_positional(number, trim="0") if 1e-4 <= abs(number) < 1e7 or number == 0 else str(number)
-    return f"{text}f"
-
-
-def _structural(expr: Expr) -> bool:
-    """Whether an integer expression can be computed in fp32 from the fp32 of its parts."""
-    return bool(
-        expr.is_Symbol or expr.is_Add or expr.is_Mul or isinstance(expr, sympy.Min | sympy.Max | sympy.Abs)
-    ) or isinstance(expr, sympy.Piecewise)
 
 
 def _power_of_two(divisor: Expr) -> bool:
@@ -440,7 +326,7 @@ def _rational(term: Expr) -> bool:
     return bool(term.as_coeff_Mul()[0].is_Rational)
 
 
-def _term(text: str) -> str:
+def as_term(text: str) -> str:
     """`text` as a term of a sum: products as they are, anything of lower precedence in brackets."""
     depth = 0
     for at, character in enumerate(text):
@@ -458,7 +344,7 @@ def _sum(terms: list[tuple[str, str]]) -> str:
     ordered = sorted(terms, key=lambda term: term[0] == "-")
     text = ""
     for sign, magnitude in ordered:
-        term = _term(magnitude) if len(ordered) > 1 or sign == "-" else magnitude
+        term = as_term(magnitude) if len(ordered) > 1 or sign == "-" else magnitude
         text += f" {sign} {term}" if text else ("-" if sign == "-" else "") + term
     return text or "0"
 
@@ -472,7 +358,7 @@ def _hint(expr: sympy.Basic, kind: Kind) -> str:
 
 
 def _about(expr: sympy.Basic) -> str:
-    return "" if expr.is_Atom else str(expr).replace("'", "")
+    return "" if expr.is_Atom else to_text(expr.xreplace({FIRST_KV: KV}))
 
 
-__all__ = ["LevelPrinter", "literal"]
+__all__ = ["LevelPrinter", "as_term"]
