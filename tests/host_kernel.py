@@ -1,8 +1,8 @@
 """The printed mathematics of a plan compiled for the CPU, so that its arithmetic is compared without a GPU.
 
-What `templates/kernels/{inputs,elements,prepare}.cuh.j2` print is compiled by g++ behind stand-ins for what only
-CUDA has. An approximate instruction is the function that it approximates. A thread of a warp runs alone, and
-outvotes itself, but in the kernel that maps tiles: its blocks are threads of the host.
+What `templates/kernels/{inputs,elements,prepare}.cuh.j2` print is compiled by g++ behind stand-ins for what
+only CUDA has. An approximate instruction is the function that it approximates. A thread of a warp runs alone,
+and votes alone, but in the kernel that maps tiles: its blocks are threads of the host.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flashgen.codegen import PREPARE_THREADS, render
-from flashgen.codegen.environment import environment, templates_dir
 from flashgen.codegen.elements import elements
+from flashgen.codegen.environment import environment, templates_dir
 from flashgen.plan.model import KernelPlan
 
 COMPILER = shutil.which("g++")
@@ -99,13 +99,14 @@ extern "C" void score(int batch, int head, int q_begin, int kv_begin, float *til
   for (int lane = 0; lane < 32; ++lane) {
     threadIdx.x = lane;
     float s[kTileKv / 8][4];
+    float *own = tile + lane / 4 * kTileKv + 2 * (lane % 4);
     for (int j = 0; j < kTileKv / 8; ++j)
-      for (int e = 0; e < 4; ++e) s[j][e] = tile[(lane / 4 + e / 2 * 8) * kTileKv + 8 * j + 2 * (lane % 4) + e % 2];
+      for (int e = 0; e < 4; ++e) s[j][e] = own[e / 2 * 8 * kTileKv + 8 * j + e % 2];
     const int q = q_begin + lane / 4;
     TERMS
     BODY
     for (int j = 0; j < kTileKv / 8; ++j)
-      for (int e = 0; e < 4; ++e) tile[(lane / 4 + e / 2 * 8) * kTileKv + 8 * j + 2 * (lane % 4) + e % 2] = s[j][e];
+      for (int e = 0; e < 4; ++e) own[e / 2 * 8 * kTileKv + 8 * j + e % 2] = s[j][e];
   }
 }
 """
@@ -132,7 +133,7 @@ extern "C" void prepare(int blocks) {
 
 
 class HostKernel:
-    """The functions of one plan's elements, and its struct of parameters. `folder` keeps what was compiled."""
+    """The functions of one plan's elements, and its parameters. `folder` keeps what was compiled."""
 
     def __init__(self, plan: KernelPlan, folder: Path) -> None:
         self.plan = plan
@@ -160,7 +161,9 @@ class HostKernel:
             "static AttentionParams params;",
         ]
         terms = "const HeadTerms terms = head_terms(params, batch, head);" if self.elements.head_terms else ""
-        for name in [n for n, part in (("score", self.elements.score), ("mask", self.elements.listed)) if part]:
+        for name in [
+            n for n, part in (("score", self.elements.score), ("mask", self.elements.listed)) if part
+        ]:
             body = f"apply_{name}(s, params{self.elements.terms}, q, q + 8, kv_begin);"
             driver = _DRIVERS.replace("void score", f"void {name}_tile")
             parts.append(driver.replace("TERMS", terms).replace("BODY", body))
@@ -210,7 +213,8 @@ class HostKernel:
         strides = [step // array.itemsize for step in array.strides[:-1]]
         if strides:
             held = (ctypes.c_int64 * len(strides)).from_address(self._address(f"inputs_{name}_stride"))
-            held[:] = strides
+            for place, stride in enumerate(strides):
+                held[place] = stride
 
     def _address(self, member: str) -> int:
         function = getattr(self._library, f"at_{member}")
@@ -236,7 +240,7 @@ class HostKernel:
     def prepare_ranges(self, batches: int, heads: int, seqlen_q: int) -> list[Array]:
         """Run the preparation kernel; the first and the last key of each row, [batches, heads, seqlen_q]."""
         return self._prepare(
-            {name: (batches, heads, seqlen_q) for name in ("key_first", "key_last")},
+            dict.fromkeys(("key_first", "key_last"), (batches, heads, seqlen_q)),
             batches * heads * -(-seqlen_q // PREPARE_THREADS["ranges"]),
         )
 
@@ -274,6 +278,8 @@ def _on_host(header: str) -> str:
     for instruction, value in _INSTRUCTIONS.items():
         pattern = r'float y;\s*asm\("' + re.escape(instruction) + r"[^;]*;[^;]*;\s*return y;"
         text = re.sub(pattern, f"return {value};", text)
-    text = re.sub(r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element->bits);", text)
+    text = re.sub(
+        r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element->bits);", text
+    )
     text = re.sub(r"template <>\n.*?pack<.*?\n\}\n", "", text, flags=re.DOTALL)
     return re.sub(r"#pragma once|#include .*", "", text)

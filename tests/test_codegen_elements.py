@@ -63,7 +63,9 @@ SCORES = {
         "score": "score * where((q - kv) % step < reach, 1, 0.5) + kv // step",
         "params": "{step: runtime, reach: {runtime: int, min: 0}}",
     },
-    "lengths and heads": {"score": "score * head_dim / seqlen_kv + head * 0.5 - head_kv + batch + seqlen_q ** 2"},
+    "lengths and heads": {
+        "score": "score * head_dim / seqlen_kv + head * 0.5 - head_kv + batch + seqlen_q ** 2"
+    },
 }
 
 MASKS = {
@@ -106,7 +108,7 @@ workload: {{batch: {BATCH}, seqlen: 4096}}
 
 
 class Case:
-    """A plan with lengths and contents for all that it reads, in numpy and in the struct of the host kernel."""
+    """A plan with lengths and contents for all that it reads, in numpy and in the host kernel's memory."""
 
     def __init__(self, plan: KernelPlan, folder: Path, seqlen_q: int, seqlen_kv: int) -> None:
         self.plan, self.seqlen_q, self.seqlen_kv = plan, seqlen_q, seqlen_kv
@@ -143,7 +145,11 @@ class Case:
                 "q - kv": self.seqlen_q + self.seqlen_kv - 1,
             }
             shape = tuple(axis if isinstance(axis, int) else lengths[axis] for axis in tensor.index)
-            held = self.random.integers(-1, 2, shape) if tensor.dtype == "int32" else self.random.normal(size=shape)
+            held = (
+                self.random.integers(-1, 2, shape)
+                if tensor.dtype == "int32"
+                else self.random.normal(size=shape)
+            )
             held = held > 0 if tensor.dtype == "bool" else held
         memory, numbers = _stored(np.asarray(held), tensor.dtype)
         self.kernel.give(tensor.name, memory)
@@ -276,7 +282,9 @@ def test_ends_are_those_of_the_condition(name: str, lengths: tuple[int, int], co
 @on_host
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @masks(preparation="ranges")
-def test_prepared_ranges_are_those_of_the_condition(name: str, lengths: tuple[int, int], compiled: Path) -> None:
+def test_prepared_ranges_are_those_of_the_condition(
+    name: str, lengths: tuple[int, int], compiled: Path
+) -> None:
     case = Case(PLANS[name], compiled, *lengths)
     batches, heads = case.extents()
     firsts, lasts = case.kernel.prepare_ranges(batches, heads, case.seqlen_q)
@@ -346,7 +354,9 @@ def function(text: str, name: str) -> str:
 
 
 def test_a_linear_bias_is_one_multiply_add_beside_the_scale() -> None:
-    assert function(printed("alibi"), "score_element") == "return s * params.scale + (c * terms.slope + row.x);"
+    assert (
+        function(printed("alibi"), "score_element") == "return s * params.scale + (c * terms.slope + row.x);"
+    )
 
 
 def test_softcap_computes_nothing_for_an_element_but_its_tanh() -> None:
@@ -388,7 +398,9 @@ def test_output_is_clean_text(name: str) -> None:
     assert [line for line in text.split("\n") if line != line.rstrip() or len(line) > 110] == []
     assert "\n\n\n" not in text
     code = re.sub(r"//[^\n]*", "", text)
-    declared = set(re.findall(r"(?<=const )\w+(?= =)|(?<=const int )\w+|(?<=const float )\w+|(?<=struct )\w+", code))
+    declared = set(
+        re.findall(r"(?<=const )\w+(?= =)|(?<=const int )\w+|(?<=const float )\w+|(?<=struct )\w+", code)
+    )
     assert {name for name in declared if len(re.findall(rf"\b{name}\b", code)) < 2} == set()
 
 
