@@ -1,8 +1,8 @@
 """Where the parts of an expression are computed: once per head, once per row of a tile, or for each element.
 
 An element stands at ``kv + c``: `kv` is the position of a thread's first column, `c` the offset from it,
-which the compiler knows once the loop is unrolled. What an inner level needs of an outer one is a member of the
-outer one's struct; what a level needs twice is a variable.
+which the compiler knows once the loop is unrolled. What an inner level needs of an outer one is a member of
+the outer one's struct; what a level needs twice is a variable.
 """
 
 from __future__ import annotations
