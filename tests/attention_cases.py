@@ -180,7 +180,7 @@ def random_case(seed: int) -> Case:
         heads_kv=rng.choice((1, 2, 3)),
         group=rng.choice((1, 1, 2, 4, 7)),
         dtype=rng.choice(("bf16", "fp16")),
-        mask=rng.choice(MASKS),
+        **(rng.choice(list(GALLERY_CASES.values())) if rng.random() < 0.5 else {"mask": rng.choice(MASKS)}),
         align=rng.choice(("bottom_right", "bottom_right", "top_left")),
         batch=rng.choice((1, 2, 3)),
         seqlen_q=rng.choice((*LENGTHS, rng.randint(0, 1500))),

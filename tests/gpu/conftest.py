@@ -41,8 +41,9 @@ def check(family: str, poisoned: None) -> Check:
 
     def run(case: Case) -> None:
         q, k, v = case.tensors("cuda")
-        o, lse = kernel_of(case, family)(q, k, v, return_lse=True)
+        given = case.given("cuda")
+        o, lse = kernel_of(case, family)(q, k, v, return_lse=True, **given)
         assert o.is_contiguous()
-        assert_exact(case, o, lse, q, k, v)
+        assert_exact(case, o, lse, q, k, v, **given)
 
     return run

@@ -18,7 +18,7 @@ def main() -> None:
     sys.path[:0] = [str(here.parents[1]), str(here.parent), str(here)]
 
     import torch
-    from attention_cases import Case, assert_exact
+    from attention_cases import GALLERY_CASES, Case, assert_exact
     from gpu_kernels import FAMILIES, kernel_of, missing
 
     launches = 0
@@ -42,6 +42,14 @@ def main() -> None:
                     o, lse = kernel_of(case, family)(q, k, v, return_lse=True)
                     assert_exact(case, o.cpu(), lse.cpu(), q.cpu(), k.cpu(), v.cpu())
                     launches += 1
+        for parts in GALLERY_CASES.values():
+            for seqlen_q, seqlen_kv in SHAPES[1:3]:
+                case = Case(heads_kv=2, group=2, batch=2, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv, **parts)
+                q, k, v = case.tensors("cuda")
+                given = case.given("cuda")
+                o, lse = kernel_of(case, family)(q, k, v, return_lse=True, **given)
+                assert_exact(case, o, lse, q, k, v, **given)
+                launches += 1
     torch.cuda.synchronize()
     print(f"memcheck: {launches} launches")
     if not launches:

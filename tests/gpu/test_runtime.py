@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import Case, assert_exact
+from attention_cases import GALLERY_CASES, Case, assert_exact
 from gpu_kernels import kernel_of
 from torch import Tensor
 
@@ -213,6 +213,19 @@ def test_host_time_when_addresses_change(family: str) -> None:
     spent = _host_us(lambda: kernel(*sets[next(turn) % 64]))
     print(f"\nhost time, {family}, other addresses each time: {spent:.1f} us")
     assert spent < 15
+
+
+@pytest.mark.parametrize("name", ["alibi", "causal document", "runtime cap", "runtime step"])
+def test_host_time_with_inputs(family: str, name: str) -> None:
+    """Tensors, parameters and the launch that prepares; what it costs is printed, and bounded loosely."""
+    case = Case(128, 128, heads_kv=2, seqlen_q=64, seqlen_kv=64, **GALLERY_CASES[name])
+    kernel, qkv, given = kernel_of(case, family), case.tensors("cuda"), case.given("cuda")
+    kernel(*qkv, **given)
+    spent = _host_us(lambda: kernel(*qkv, **given))
+    prepared = kernel.prepare(*qkv, **given)
+    spent_prepared = _host_us(lambda: kernel(*qkv, prepared=prepared, **given))
+    print(f"\nhost time, {family}, {name}: {spent:.1f} us; prepared beforehand {spent_prepared:.1f} us")
+    assert spent < 60
 
 
 def test_host_time_of_attention(small: tuple[Tensor, ...]) -> None:
