@@ -319,7 +319,6 @@ def test_leading_dimensions_are_batch_and_head() -> None:
         ({"mask": "q - kv < size", "params": {"size": 0}}, LaunchError, "an integer from 1"),
         ({"score": "alibi", "tensors": {"slope": SLOPE[:3]}}, LaunchError, "has 3 elements along axis head"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_what_attention_refuses(
     options: dict[str, Any], error: type[Exception], message: str, qkv: tuple[Tensor, ...]
