@@ -41,7 +41,7 @@ from flashgen.spec.bounds import RowBounds
 from flashgen.spec.functions import sigmoid
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.printer import to_text
-from flashgen.spec.symbols import KV, SCORE, SEQLEN_KV, SEQLEN_Q
+from flashgen.spec.symbols import KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q
 
 PREPARE_THREADS = {"map": 512, "ranges": 128}
 """Threads of a block of the preparation kernel."""
@@ -123,7 +123,7 @@ class _Build:
     def _score(self) -> Score:
         printer = self._printer(split_edges=True)
         expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
-        argument, tanh, element = None, None, None
+        argument, tanh, element, capped = None, None, None, False
         if (split := _split_tanh(expr)) is not None:
             inner, slope, factor, expr = split
             if inner != PRODUCT:
@@ -131,6 +131,7 @@ class _Build:
             with printer.levels.inside("head"):
                 text = f"scaled_tanh({printer.value(factor, 'float')}, {printer.value(slope, 'float')})"
             tanh = self._head.export("ScaledTanh", text, "bend")
+            capped = inner == PRODUCT and expr == TANH and _is_positive(slope * factor)
         if expr != TANH:
             element = self._function(printer, "score_element", "float", "ScoreRow", expr, diagonals)
         return Score(
@@ -138,6 +139,7 @@ class _Build:
             row=_row(printer),
             argument=argument,
             tanh=tanh,
+            capped=capped,
             diagonals=diagonals,
             element=element,
         )
@@ -189,6 +191,11 @@ class _Build:
 def _row(printer: ElementPrinter) -> Row:
     scope = printer.levels.scopes["row"]
     return Row(tuple(scope.values.values()), tuple(scope.members.values()))
+
+
+def _is_positive(factor: Expr) -> bool:
+    """For every positive scale."""
+    return bool(factor.xreplace({SCALE: sympy.Dummy(positive=True)}).is_positive)
 
 
 def _split_tanh(expr: Expr) -> tuple[Expr, Expr, Expr, Expr] | None:

@@ -65,6 +65,7 @@ class Score:
     row: Row
     argument: Function | None  # what a tanh is taken of, but for a factor; None: of Q . K, or there is none
     tanh: str | None  # the `ScaledTanh` of the head
+    capped: bool  # it is that tanh alone, and rises with Q . K: the softmax takes it (capped_softmax.cuh)
     diagonals: tuple[Diagonal, ...]
     element: Function | None  # None: the tanh is all there is
 
@@ -167,6 +168,8 @@ class Elements:
         needed = [
             header for header, words in _HEADERS.items() if any(re.search(words, text) for text in texts)
         ]
+        if score is not None and score.capped:
+            needed.append("capped_softmax.cuh")
         return sorted(needed)
 
     @property

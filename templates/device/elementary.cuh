@@ -46,10 +46,18 @@ struct ScaledTanh {
     return x * (polynomial[0] + y * (polynomial[1] + y * polynomial[2]));
   }
 
+  // Whether the polynomial may stand for a row of scores whose largest is x, a * tanh(k * x) * log2(e) being `log2_value`:
+  // x is near zero from above, and what is not near zero from below is less than exp(-16) = 1.1e-7 of the largest
+  // exponential; the polynomial rises everywhere, so it gives less than that too. k is positive.
+  __device__ __forceinline__ bool polynomial_serves(float x, float log2_value) const {
+    return k * x <= 0.6f && log2_value >= (16.0f - 0.537f * a) * kLog2e;
+  }
+
   __device__ __forceinline__ float anywhere(float x) const { return a * tanh_approx(k * x); }
 };
 
 __device__ __forceinline__ ScaledTanh scaled_tanh(float a, float k) {
+  if (k < 0.0f) a = -a, k = -k;  // tanh is odd
   const float k2 = k * k, ak = a * k;
   return {a, k, {ak * 0.99993686f, ak * k2 * -0.33012808f, ak * k2 * k2 * 0.108398f}};
 }

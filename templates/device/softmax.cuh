@@ -52,15 +52,10 @@ struct OnlineSoftmax {
   template <typename Mask, int kTiles>
   __device__ __forceinline__ void raise_maximum(const float (&s)[kTiles][4], float scale_log2,
                                                 float (&correction)[2], Mask) {
-    float m[2] = {maximum[0], maximum[1]};
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) m[r] = fmaxf(m[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-    }
+    float m[2];
+    row_maxima(s, m);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      m[r] = quad_max(m[r]);
       // A row with no kept key yet has maximum -inf; relative to 0 its exponentials are 0 instead of NaN.
       reference[r] = Mask::value && m[r] == negative_infinity() ? 0.0f : m[r] * scale_log2;
       correction[r] = exp2_approx(fmaf(maximum[r], scale_log2, -reference[r]));
@@ -77,7 +72,26 @@ struct OnlineSoftmax {
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[j][e] = exp2_approx(fmaf(s[j][e], scale_log2, -reference[e / 2]));
     }
-    // Summed in pairs and after the exponentials: a chain of additions as long as the row would wait for each of them.
+    add(s, correction);
+  }
+
+  // The maxima of the rows, with these scores.
+  template <int kTiles>
+  __device__ __forceinline__ void row_maxima(const float (&s)[kTiles][4], float (&m)[2]) const {
+    m[0] = maximum[0], m[1] = maximum[1];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) m[r] = fmaxf(m[r], fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+    }
+    m[0] = quad_max(m[0]);
+    m[1] = quad_max(m[1]);
+  }
+
+  // Adds exponentials to the sums: in pairs and after all of them are computed, since a chain of additions as long as
+  // the row would wait for each of them.
+  template <int kTiles>
+  __device__ __forceinline__ void add(const float (&s)[kTiles][4], const float (&correction)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float added = s[0][2 * r] + s[0][2 * r + 1];

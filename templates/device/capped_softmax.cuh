@@ -1,0 +1,75 @@
+// Online softmax of capped scores, a * tanh(k * s).
+//
+// A tanh beside the exponential of every score would keep the MUFU (16 operations per cycle and SM) busy for as long
+// as the tensor cores work at head_dim 128. The function rises with s, so the maximum is taken over s itself; and where
+// the maximum allows it, an odd polynomial takes the tanh's place, whose last multiplication is the one that
+// subtracts the maximum: three operations of the FMA pipes for each score beyond those of scores that are not capped.
+#pragma once
+
+#include "elementary.cuh"
+
+// See OnlineSoftmax. `maximum` is that of s, and `reference` that of the capped score times log2(e).
+struct CappedSoftmax : OnlineSoftmax {
+  template <typename Mask, int kTiles>
+  __device__ __forceinline__ void update(float (&s)[kTiles][4], const ScaledTanh &cap, float (&correction)[2],
+                                         Mask mask) {
+    raise_maximum(s, cap, correction, mask);
+    exponentiate(s, cap, correction);
+  }
+
+  template <typename Mask, int kTiles>
+  __device__ __forceinline__ void raise_maximum(const float (&s)[kTiles][4], const ScaledTanh &cap,
+                                                float (&correction)[2], Mask) {
+    float m[2];
+    row_maxima(s, m);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // Of a row with no kept key yet, the exponentials are 0 relative to anything.
+      const float raised = m[r] == negative_infinity() ? 0.0f : cap.anywhere(m[r]) * kLog2e;
+      correction[r] = maximum[r] == negative_infinity() ? 0.0f : exp2_approx(reference[r] - raised);
+      reference[r] = raised;
+      maximum[r] = m[r];
+    }
+  }
+
+  // Masked scores are -inf.
+  template <int kTiles>
+  __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
+                                               const float (&correction)[2]) {
+    const bool small = cap.polynomial_serves(maximum[0], reference[0]) &&
+                       cap.polynomial_serves(maximum[1], reference[1]);
+    if (__all_sync(0xffffffff, small)) {
+      float slope[3];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float y = s[j][e] * s[j][e];
+          s[j][e] = exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[e / 2]));
+        }
+      }
+      add(s, correction);  // in either branch: beside the exponentials, not after them
+    } else {
+      const float a = cap.a * kLog2e;
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float p = exp2_approx(fmaf(a, tanh_approx(cap.k * s[j][e]), -reference[e / 2]));
+          s[j][e] = s[j][e] == negative_infinity() ? 0.0f : p;
+        }
+      }
+      add(s, correction);
+    }
+  }
+
+  // Before `finish`: from here on `maximum` is that of the capped scores.
+  __device__ __forceinline__ void settle() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (maximum[r] != negative_infinity()) maximum[r] = reference[r] / kLog2e;
+    }
+  }
+};
