@@ -139,7 +139,9 @@ class Kernel:
         check_kernel(q, k, v, self.plan, name=self.spec.name)
         check_inputs(self.declared, inputs, sizes, q.device)
         if q.is_cuda and 0 not in (*q.shape, *k.shape):
-            made = self._load(q.device).prepared(q, k, v, inputs)
+            with self._lock:
+                loaded = self._load(q.device)
+            made = loaded.prepared(q, k, v, inputs)
         else:
             elements = Elements(
                 self.declared, inputs, sizes, scale=self.plan.scale, real=torch.float32, device=q.device

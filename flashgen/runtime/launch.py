@@ -110,6 +110,8 @@ class LoadedKernel:
 
     def prepared(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
         """What the mask needs, computed by a launch of its preparation alone; q, k and v are not read."""
+        if self.plan.preparation is None:
+            return ()
         inputs = readable(inputs)
         return Launch(self, q, k, v, without_keys((0, 0, 0, 0)), inputs).prepare(inputs)
 
