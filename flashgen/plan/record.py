@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, get_args
 
 import sympy
 
@@ -23,7 +23,7 @@ from flashgen.plan.model import (
     TensorPlan,
 )
 from flashgen.spec.bounds import RowBounds
-from flashgen.spec.derivation import MaskDerivation, Ranges, Search, prepared_bounds
+from flashgen.spec.derivation import MaskDerivation, Ranges, Route, Search, prepared_bounds
 from flashgen.spec.expression import Kind, parse_expression
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES
@@ -136,6 +136,8 @@ class _Language:
         names = {**MASK_VARIABLES, **self.parameters}
         condition = self._parse(data["condition"], names, Kind.BOOLEAN)
         over = frozenset(data["over"])
+        if data["route"] not in get_args(Route):
+            raise ValueError(f"there is no route {data['route']!r}")
         if data["route"] == "ranges":
             searches = tuple(
                 Search(
