@@ -191,6 +191,7 @@ HOSTILE = {
     "brackets": "mask: " + "(" * 30_000 + ")" * 30_000,
     "names": "mask: " + "causal and " * 5_000 + "causal",
     "entries": "mask: " + " or ".join(["longformer(3, 1)"] * 200),
+    "entries in entries": "score: " + "softcap(" * 30 + "score" + ")" * 30,
     "powers": "score: " + "score" + " ** 16" * 500,
     "params that name each other": "params: {a: b, b: a}",
     "parameter of itself": "params: {a: a + 1}",

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 import sympy
+from sympy.core.relational import Relational
 
 from flashgen.errors import SpecError
 from flashgen.spec.gallery import Entry
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
+from flashgen.spec.printer import to_text
 from flashgen.spec.suggest import closest, did_you_mean, quoted
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, MAX_REAL, Kind, Value, symbolic
@@ -45,7 +47,18 @@ def read_expression(text: str, scope: Scope, expect: Kind, locate: Locate = nowh
     """
     reading = Reading()
     reading.expr = _Reader(scope, locate, reading).read(text, expect).expr
+    _check_written_out(reading, scope, expect, locate)
     return reading
+
+
+def _check_written_out(reading: Reading, scope: Scope, expect: Kind, locate: Locate) -> None:
+    """Holds to the limits what entries and where() become, since plans are kept as text too."""
+    scope = replace(scope, tensors={**scope.tensors, **reading.tensors}, entries={})
+    try:
+        _Reader(scope, nowhere, Reading()).read(to_text(reading.expr), expect)
+    except SpecError as error:
+        (problem,) = error.problems
+        raise SpecError(f"written out, {problem.message}", location=locate(0)) from None
 
 
 def parse_expression(
@@ -61,7 +74,7 @@ def parse_expression(
     Raises:
         SpecError: anything that is not in the language, at the column where it stands.
     """
-    return read_expression(text, Scope(names, tensors=tensors or {}), expect, locate).expr
+    return _Reader(Scope(names, tensors=tensors or {}), locate, Reading()).read(text, expect).expr
 
 
 class _Reader(Operations):
@@ -116,6 +129,19 @@ class _Reader(Operations):
         for node in ast.walk(tree):
             reading.nodes += isinstance(node, ast.expr)
             reading.comparisons += len(node.ops) if isinstance(node, ast.Compare) else 0
+        self.check_counts()
+
+    def count_again(self, node: ast.expr, argument: sympy.Basic) -> None:
+        """An argument counts wherever its parameter stands: softcap(softcap(..)) doubles each time."""
+        for part in sympy.preorder_traversal(argument):
+            self.reading.nodes += 1
+            self.reading.comparisons += isinstance(part, Relational)
+            if isinstance(part, sympy.Max | sympy.Min | sympy.Abs | sympy.Piecewise):
+                self.choose(node, 3 if isinstance(part, sympy.Piecewise) else len(part.args))
+        self.check_counts()
+
+    def check_counts(self) -> None:
+        reading = self.reading
         for count, most, what in (
             (reading.nodes, MAX_NODES, "terms"),
             (reading.comparisons, MAX_COMPARISONS, "comparisons"),
@@ -130,7 +156,9 @@ class _Reader(Operations):
         if name in CONSTANTS:
             return Value(CONSTANTS[name], Kind.BOOLEAN)
         if name in self.bound:
-            return self.bound[name]
+            value = self.bound[name]
+            self.count_again(node, value.expr)
+            return value
         for names in (scope.variables, scope.parameters):
             if name in names:
                 return symbolic(names[name])

@@ -256,12 +256,16 @@ class Operations(ABC):
             least = "at least " if name in ("min", "max") else ""
             self.fail_at(node, f"{name}() takes {least}{wanted} argument{'s'[: wanted != 1]}, not {count}")
         if name not in NUMERIC_FUNCTIONS:
-            self.reading.choices += count
-            if self.reading.choices > MAX_CHOICES:
-                self.fail_at(node, f"min, max, abs and where have more than {MAX_CHOICES} arguments in all")
+            self.choose(node, count)
         if name == "where":
             return self.where(node, depth)
         return self.function(node, name, [self.numeric(argument, depth) for argument in node.args])
+
+    def choose(self, node: ast.expr, count: int) -> None:
+        """Counts the arguments of min, max, abs and where."""
+        self.reading.choices += count
+        if self.reading.choices > MAX_CHOICES:
+            self.fail_at(node, f"min, max, abs and where have more than {MAX_CHOICES} arguments in all")
 
     def function(self, node: ast.Call, name: str, values: Sequence[Value]) -> Value:
         exprs = [value.expr for value in values]
@@ -291,8 +295,14 @@ class Operations(ABC):
         if test.expr in (sympy.true, sympy.false):
             chosen = then if test.expr == sympy.true else otherwise
             return Value(chosen.expr, kind, chosen.number)
-        # Unevaluated: sympy would otherwise merge nested choices, which takes time without bound.
-        choice = sympy.Piecewise((then.expr, test.expr), (otherwise.expr, True), evaluate=False)
+        try:
+            # Unevaluated: sympy would otherwise merge nested choices, which takes time without bound.
+            choice = sympy.Piecewise((then.expr, test.expr), (otherwise.expr, True), evaluate=False)
+        except (
+            KeyError
+        ):  # sympy 1.14 opens a choice within the condition, and fails where that has no symbols
+            hint = "join conditions with and, or, not"
+            self.fail_at(node.args[0], "a where() of constants has no place in a condition", hint)
         return Value(choice, kind)
 
 

@@ -81,6 +81,8 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
     def _print_Pow(self, expr: sympy.Pow, rational: bool = False) -> str:
         base, exponent = expr.base, expr.exp
         if exponent.is_Rational and exponent.q > 2:
+            if base.is_number:
+                return repr(float(expr))
             return self._call("sqrt", sympy.Pow(base, 2 * exponent))
         if exponent.is_Rational and abs(exponent) > MAX_EXPONENT:
             inner = f"({self.parenthesize(base, PRECEDENCE['Pow'])}**{MAX_EXPONENT})"
