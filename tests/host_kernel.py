@@ -26,7 +26,10 @@ COMPILER = shutil.which("g++")
 
 Array = npt.NDArray[np.int32]
 
-_HEADERS = ("types.cuh", "integer.cuh", "softmax.cuh", "elementary.cuh", "read.cuh", "mask.cuh")
+_HEADERS = (
+    *("types.cuh", "integer.cuh", "softmax.cuh", "elementary.cuh"),
+    *("capped_softmax.cuh", "read.cuh", "mask.cuh"),
+)
 
 _STAND_INS = """
 #include <algorithm>
@@ -85,6 +88,15 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 inline void __syncthreads() { block->arrive_and_wait(); }
 """
 
+# Exponentials of the scores: the softmax's own, but for its maximum.
+_CAPPED = """
+    CappedSoftmax softmax;
+    float correction[2];
+    softmax.update(s, CAP, correction, Masked{});
+    for (auto &columns : s)
+      for (int e = 0; e < 4; ++e) columns[e] *= exp2_approx(softmax.reference[e / 2]);
+"""
+
 _INSTRUCTIONS = {
     "ex2.approx": "std::exp2(x)",
     "rcp.approx": "1.0f / x",
@@ -138,6 +150,7 @@ class HostKernel:
     def __init__(self, plan: KernelPlan, folder: Path) -> None:
         self.plan = plan
         self.elements = elements(plan)
+        self.capped = self.elements.score is not None and self.elements.score.capped
         source = folder / f"{plan.kernel}.cpp"
         library = source.with_suffix(".so")
         if not library.exists():
@@ -165,6 +178,8 @@ class HostKernel:
             n for n, part in (("score", self.elements.score), ("mask", self.elements.listed)) if part
         ]:
             body = f"apply_{name}(s, params{self.elements.terms}, q, q + 8, kv_begin);"
+            if name == "score" and self.capped:
+                body = _CAPPED.replace("CAP", f"{self.elements.score.tanh}")
             driver = _DRIVERS.replace("void score", f"void {name}_tile")
             parts.append(driver.replace("TERMS", terms).replace("BODY", body))
         members = ["batch", "heads_q", "heads_kv", "seqlen_q", "seqlen_kv", "scale"]
