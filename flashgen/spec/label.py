@@ -83,7 +83,9 @@ def _numbers(expr: sympy.Basic) -> set[sympy.Basic]:
 def _formula(entry: Entry, inputs: _Inputs) -> tuple[sympy.Basic, sympy.Symbol | None]:
     """An entry's formula in a symbol for its parameter, read with the tensors as a spec declares them."""
     symbols = {
-        parameter.name: sympy.Dummy(integer=True) if parameter.kind == "int" else sympy.Dummy(real=True)
+        parameter.name: sympy.Symbol(parameter.name, integer=True)
+        if parameter.kind == "int"
+        else sympy.Symbol(parameter.name, real=True)
         for parameter in entry.parameters
     }
     variables = MASK_VARIABLES if entry.kind == "mask" else SCORE_VARIABLES
