@@ -122,6 +122,9 @@ def test_survives_pickle_and_copy() -> None:
     spec = parse_spec(FULL, "a.yaml")
     for other in (pickle.loads(pickle.dumps(spec)), copy.deepcopy(spec)):
         assert other == spec and other.locate("name") == spec.locate("name")
+    declared = load_spec(SPECS[0].with_name("written-out.yaml"))
+    for other in (pickle.loads(pickle.dumps(declared)), copy.deepcopy(declared)):
+        assert other == declared and hash(other) == hash(declared)
 
 
 def test_is_frozen() -> None:
