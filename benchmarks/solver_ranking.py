@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from flashgen.arch import ARCHS  # noqa: E402
 from flashgen.explore.ranking import rank_correlation, regret  # noqa: E402
 from flashgen.plan import MaskPlan, Sm90Schedule, Workload  # noqa: E402
+from flashgen.plan.constraints import violations  # noqa: E402
 from flashgen.plan.cost import cost  # noqa: E402
 from flashgen.plan.lattice import with_registers  # noqa: E402
 from flashgen.plan.tiling import Head, Tiling  # noqa: E402
@@ -68,15 +69,17 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """The measurements, cell by cell in the order of the file."""
+    """The measurements of what the constraints allow (the rest spills), in the order of the file."""
     rows: dict[tuple[str, int, str, int], list[dict[str, str]]] = {}
     with DATA.open(newline="") as file:
         for row in csv.DictReader(file):
             key = (row["commit"], int(row["head_dim"]), row["mask"], int(row["seqlen"]))
             rows.setdefault(key, []).append(row)
     for key, found in rows.items():
-        tilings = tuple(_tiling(row, key[1]) for row in found)
-        yield Cell(*key, tilings, tuple(float(row["tflops"]) for row in found))
+        _, head_dim, _, _ = key
+        pairs = [(_tiling(row, head_dim), float(row["tflops"])) for row in found]
+        legal = [pair for pair in pairs if not violations(pair[0], Head(head_dim, head_dim), H200)]
+        yield Cell(*key, tuple(tiling for tiling, _ in legal), tuple(rate for _, rate in legal))
 
 
 def _tiling(row: dict[str, str], head_dim: int) -> Tiling:

@@ -65,10 +65,15 @@ def test_the_hopper_measurements_are_met() -> None:
 )
 def test_without_either_overlap_hopper_is_slower(change: dict[str, bool], least: float, most: float) -> None:
     seconds = [
-        cost(Tiling("sm90", 128, 128, 2, 8, Sm90Schedule(**fields)), workload(128, 16384), H200).seconds
-        for fields in ({}, change)
+        cost(Tiling("sm90", 128, 128, 2, 8, schedule), workload(128, 16384), H200).seconds
+        for schedule in (Sm90Schedule(output_wait="late"), Sm90Schedule(output_wait="late", **change))
     ]
     assert least < seconds[1] / seconds[0] < most
+
+
+def test_awaiting_o_within_the_softmax_needs_no_turns() -> None:
+    tilings = [Tiling("sm90", 128, 128, 2, 8, Sm90Schedule(ping_pong=choice)) for choice in (True, False)]
+    assert len({cost(tiling, workload(128, 16384), H200).seconds for tiling in tilings}) == 1
 
 
 def test_one_warpgroup_is_slower_than_two() -> None:

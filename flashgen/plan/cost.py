@@ -25,7 +25,7 @@ from flashgen.plan.workload import Workload
 
 # H200, sections of 32 MiB against all heads at once: of the K and V of a section, this share is in use at one
 # time (its longest tiles go first).
-SECTION_IN_USE = 0.7
+SECTION_IN_USE = 0.35
 MEMORY_NORM = 2.8  # of computing and moving: the longer counts, the shorter adds a little
 LAUNCH_SECONDS = 3e-6
 

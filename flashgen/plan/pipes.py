@@ -120,13 +120,14 @@ SOFTMAX_ALONE = 1.4
 TILE_LATENCY_CYCLES = 200.0
 OVERLAP_NORM = 4.0  # of the times that bound a kv tile: the largest counts, those near it add a little
 # Of the lesser of products and softmax: when a warpgroup does not overlap its own, and when the warpgroups do
-# not take turns (measured at d256 only, the least of the losses that others report).
+# not take turns. Those that await O within the softmax do as well without (measured at d64, d128 and d256).
 NO_OVERLAP_SHARE = 0.16
 NO_TURNS_SHARE = 0.06
 SM90_PROLOGUE_CYCLES = 1950.0  # a q tile's first K and S, and its O on the way out
 ONE_Q_BUFFER_CYCLES = 1100.0  # waiting for Q, which two buffers load during the tile before
 O_IN_Q_CYCLES = 2300.0  # on top: Q is loaded only when O has left its buffer
 DRAW_CYCLES = 480.0  # of an atomic, where tiles are drawn
+THIRD_STAGE_CYCLES = 400.0  # less: the next tile's first K is there when this one ends
 # Unmeasured: with two buffers O leaves one while the other is read.
 O_IN_SECOND_Q_CYCLES = 500.0
 
@@ -159,10 +160,11 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     tile = together(warpgroups)
     if not schedule.overlap:
         tile += NO_OVERLAP_SHARE * min(products, softmax)
-    if not schedule.ping_pong and warpgroups > 1:
+    if not schedule.ping_pong and schedule.output_wait != "middle" and warpgroups > 1:
         tile += NO_TURNS_SHARE * min(products, softmax)
 
     prologue = SM90_PROLOGUE_CYCLES + (DRAW_CYCLES if schedule.tile_order == "dynamic" else 0.0)
+    prologue -= THIRD_STAGE_CYCLES if tiling.stages > 2 else 0.0
     if schedule.q_stages == 1:
         prologue += ONE_Q_BUFFER_CYCLES + (O_IN_Q_CYCLES if schedule.o_aliases_q else 0.0)
     elif schedule.o_aliases_q:
