@@ -158,7 +158,7 @@ class _Build:
         return expr, tuple(diagonals)
 
     def _keep(self) -> Keep:
-        printer = self._printer()
+        printer = self._printer(split_edges=True)
         residual = self._plan.mask.derivation.residual
         element = self._function(printer, "keep_element", "bool", "KeepRow", levelled(residual))
         return Keep(text=to_text(residual), row=_row(printer), element=element)
