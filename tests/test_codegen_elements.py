@@ -321,6 +321,20 @@ def test_visits_are_those_of_the_plan(name: str, lengths: tuple[int, int], compi
 
 
 @on_host
+@pytest.mark.parametrize("step", [1, 2, 7, 64, 201, 255, 256, 511, 512, 513, 70_001, 2**31 - 1])
+def test_divisors_of_every_size_at_call_time(step: int, compiled: Path) -> None:
+    plan = solved(mask="kv <= q and (q - kv) % step == 0", params="{step: runtime}")
+    case = Case(plan, compiled, 600, 600)
+    case.kernel.set(inputs_step=step)
+    case.values["step"] = step
+    for q, kv in case.tiles():
+        kept = np.ones((16, plan.tile_kv), np.float32)
+        case.kernel.tile("mask", 0, 0, q, kv, kept)
+        rows = case.exists(q, kv).any(axis=1)
+        np.testing.assert_array_equal((kept == 1)[rows], case.condition(0, 0, q, kv)[rows])
+
+
+@on_host
 @masks(preparation="map")
 def test_map_lists_the_tiles_with_a_kept_key(name: str, compiled: Path) -> None:
     plan = PLANS[name]

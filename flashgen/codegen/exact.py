@@ -45,6 +45,7 @@ class LevelPrinter(IntegerPrinter):
         super().__init__()
         self.levels = levels
         self.reads = reads
+        self.divisors = {p.symbol for p in parameters if p.kind == "int" and p.least and p.least >= 1}
         self.row_leaves: dict[sympy.Symbol, str] = {}  # where they differ in a function of a row
         self.leaves: dict[sympy.Symbol, str] = {
             Q: "q",
@@ -253,8 +254,13 @@ class LevelPrinter(IntegerPrinter):
             if not (isinstance(remainder, modulo | sympy.Mod) and not self.element(other)):
                 continue
             dividend, divisor = remainder.args
-            part = self.affine(dividend) if divisor.is_Integer and divisor > 0 else None
+            part = self.affine(dividend)
             if part is None or not part[1].is_Integer or not self.element(dividend):
+                continue
+            if divisor in self.divisors and other == 0 and abs(part[1]) == 1:
+                holds = self._print_divisible(part[0] * -part[1], divisor)
+                return holds if isinstance(expr, sympy.Eq) else f"!{holds}"
+            if not (divisor.is_Integer and divisor > 0):
                 continue
             n = int(divisor)
             # a + b c = other (mod n), where other is in [0, n): b c = other - a
@@ -264,6 +270,16 @@ class LevelPrinter(IntegerPrinter):
                 phase = sympy.Piecewise((phase, inside), (Integer(-1), True))
             return f"{_times(int(part[1]) % n)} % {n} {expr.rel_op} {self._print(phase)}"
         return None
+
+    def _print_divisible(self, target: Expr, divisor: Expr) -> str:
+        """Whether ``c - target`` is a multiple of a divisor that is known at run time."""
+        multiples = self.value(divisor, "int")
+        with self.levels.inside("head"):
+            text = f"multiples_of({multiples})"
+        multiples = self.levels.scopes["head"].export("Multiples", text, "multiples")
+        with self.levels.inside("row"):
+            text = f"{multiples}.from({self._print(modulo(target, divisor))})"
+        return f"{multiples}.hold({self.levels.scopes['row'].export('unsigned', text, 'start')}, c)"
 
     def _print_And(self, expr: sympy.And) -> str:
         return self._combined(expr, "&" if self.levels.at == "element" else "&&")

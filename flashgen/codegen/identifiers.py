@@ -13,7 +13,7 @@ volatile wchar_t while xor xor_eq
 """
 _PRINTED = """
 batch c head kv params q row rows s seqlen_kv seqlen_q t terms abs max min read bf16 fp16 ceil_div
-exp2_approx fabsf floor_div floor_mod fmaxf fminf log2_approx negative_infinity reciprocal_approx
+exp2_approx fabsf floor_div floor_mod fmaxf fminf log2_approx multiples_of negative_infinity reciprocal_approx
 rsqrt_approx scaled_tanh sqrt_approx tanh_approx
 """
 _RESERVED = frozenset((_KEYWORDS + _PRINTED).split())

@@ -12,3 +12,25 @@ __host__ __device__ constexpr int floor_div(int a, int b) {
 
 // Has the sign of b; C's `%` has the sign of a.
 __host__ __device__ constexpr int floor_mod(int a, int b) { return a - floor_div(a, b) * b; }
+
+// The multiples of a divisor that is known at run time, among the columns of a tile: a multiplication and a comparison.
+//
+// Lemire, Kaser, Kurz, "Faster remainder by direct computation" (2019): x is a multiple of n if the low half of
+// x * ceil(2^32 / n) is less than that factor; here for x < 2^10 and n <= 2^9. A greater divisor has at most one multiple
+// among the columns, of which there are at most 256, and 2^9 serves in its place.
+struct Multiples {
+  unsigned divisor;  // at most 2^9
+  unsigned factor;   // ceil(2^32 / divisor), 0 for 2^32
+
+  // What `hold` takes to test c - target, where the target is from 0 to below the divisor.
+  __host__ __device__ unsigned from(int target) const {
+    return (divisor - (target < 511 ? target : 511)) * factor;
+  }
+
+  __host__ __device__ bool hold(unsigned start, int c) const { return start + c * factor <= factor - 1; }
+};
+
+__host__ __device__ inline Multiples multiples_of(int divisor) {
+  const unsigned small = divisor < 512 ? divisor : 512;
+  return {small, 0xffffffffu / small + 1};
+}
