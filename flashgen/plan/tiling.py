@@ -90,7 +90,8 @@ class Head:
     has_first: bool = False  # whether the mask bounds a row's keys from below
     closed_form: bool = True  # whether each row keeps one interval, with ends that need no preparation
     heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
-    element_registers: int = 0  # that the score takes of a thread
+    element_registers: int = 0  # that score and listed mask take of a thread
+    row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
 
 
 def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple[int, int]:
@@ -141,6 +142,7 @@ class Tiling:
         """Numbers for every symbol; choices that the family does not have are 0."""
         if isinstance(self.schedule, Sm80Schedule):
             base, per_fragment = sm80_overhead(arch, head.dim_qk, self.schedule)
+            base += head.row_registers
             producer = 0
         else:
             base, per_fragment = SM90_OVERHEAD, 0

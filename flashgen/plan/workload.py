@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from sympy.core.function import AppliedUndef
+
 from flashgen.plan.coverage import Coverage
 from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
-from flashgen.plan.operations import of_score
+from flashgen.plan.operations import ROW_REGISTERS, of_condition, of_score
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
-from flashgen.spec.symbols import HEAD
+from flashgen.spec.symbols import HEAD, SCORE
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePlan) -> Head:
     """What the constraints depend on, of a kernel with this mask and score."""
     segments = mask.derivation.segments
+    residual = of_condition(mask.derivation.residual).registers if mask.derivation.route == "map" else 0
+    ends = [end for segment in segments for end in (segment.first, segment.last) if end is not None]
+    reading = any(end.atoms(AppliedUndef) for end in ends)
+    parts = (score.expr != SCORE, mask.listed, reading)
     return Head(
         dim_qk,
         dim_v,
@@ -26,7 +32,8 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         has_first=mask.listed or any(segment.first is not None for segment in segments),
         closed_form=mask.derivation.route == "bounds" and not mask.listed,
         heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols,
-        element_registers=of_score(score.expr).registers,
+        element_registers=of_score(score.expr).registers + residual,
+        row_registers=ROW_REGISTERS * sum(parts),
     )
 
 
