@@ -45,8 +45,10 @@ class Declarations:
         attention = source.attention
         return cls(attention.inputs, attention.runtime, attention.sink)
 
-    def __bool__(self) -> bool:
-        return bool(self.tensors or self.parameters or self.sink)
+    @property
+    def are_none(self) -> bool:
+        """Whether there are none. As torch.compile can trace it: 2.11 takes neither `__bool__` nor ``not ()``."""
+        return len(self.tensors) == 0 and len(self.parameters) == 0 and not self.sink
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def arrange(
     `name` is the spec's, for the messages.
     """
     tensors, params = tensors or {}, params or {}
-    if not (declared or tensors or params or sink is not None):
+    if declared.are_none and not (tensors or params or sink is not None):
         return NO_INPUTS
     problems = [
         *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], name),

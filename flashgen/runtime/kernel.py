@@ -53,7 +53,7 @@ class Kernel:
         self.spec = spec
         self.plan = plan if plan is not None and plan.target == target else solve(spec, arch(target))
         self.declared = Declarations.of(spec)
-        self._reads = bool(self.declared) or self.plan.preparation is not None
+        self._reads = not self.declared.are_none or self.plan.preparation is not None
         decided = repr(replace(self.plan, why=Explanation()))
         self.key = f"{spec.name}/{digest(dump_spec(spec) + decided)[:16]}"
         self._plans = {self.plan.target: self.plan}
