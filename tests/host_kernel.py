@@ -100,7 +100,6 @@ _CAPPED = """
 _INSTRUCTIONS = {
     "ex2.approx": "std::exp2(x)",
     "rcp.approx": "1.0f / x",
-    "tanh.approx": "std::tanh(x)",
     "lg2.approx": "std::log2(x)",
     "rsqrt.approx": "1.0f / std::sqrt(x)",
     "sqrt.approx": "std::sqrt(x)",

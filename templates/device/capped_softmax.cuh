@@ -36,8 +36,17 @@ struct CappedSoftmax : OnlineSoftmax {
   template <int kTiles>
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
                                                const float (&correction)[2]) {
-    const bool small = cap.polynomial_serves(maximum[0], reference[0]) &&
-                       cap.polynomial_serves(maximum[1], reference[1]);
+    bool small =
+        cap.polynomial_serves(maximum[0], reference[0]) && cap.polynomial_serves(maximum[1], reference[1]);
+    if (!__all_sync(0xffffffff, small)) {  // a low cap: all scores must be small, not the largest alone
+      float largest = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) largest = fmaxf(largest, fabsf(s[j][e]));
+      }
+      small = cap.is_near_zero(largest);
+    }
     if (__all_sync(0xffffffff, small)) {
       float slope[3];
 #pragma unroll
@@ -47,7 +56,8 @@ struct CappedSoftmax : OnlineSoftmax {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const float y = s[j][e] * s[j][e];
-          s[j][e] = exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[e / 2]));
+          s[j][e] =
+              exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[e / 2]));
         }
       }
       add(s, correction);  // in either branch: beside the exponentials, not after them
