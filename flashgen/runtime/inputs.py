@@ -47,7 +47,7 @@ class Declarations:
 
     @property
     def are_none(self) -> bool:
-        """Whether there are none. As torch.compile can trace it: 2.11 takes neither `__bool__` nor ``not ()``."""
+        """Whether there are none; so that torch.compile 2.11 traces it, without `__bool__` and ``not ()``."""
         return len(self.tensors) == 0 and len(self.parameters) == 0 and not self.sink
 
 

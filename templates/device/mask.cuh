@@ -10,9 +10,7 @@
 // The lowest `count` bits, of at most 24: ptxas finds R2P in words that leave the sign alone.
 constexpr int kMaskBits = 24;
 
-__device__ __forceinline__ uint32_t low_bits(int count) {
-  return (1u << min(max(count, 0), kMaskBits)) - 1u;
-}
+__device__ __forceinline__ uint32_t low_bits(int count) { return (1u << min(max(count, 0), kMaskBits)) - 1u; }
 
 // s = -inf where the bit of its column is 0; `bits(e, begin)` has those of columns 8 j + e % 2, j from `begin` on.
 template <int kTiles, typename Bits>
