@@ -125,6 +125,7 @@ ONE_INTERVAL = "needs a mask with one interval of keys for each row, in closed f
         ({"cluster": 2}, "dilated(9, 2)", "score", ONE_INTERVAL),
         ({"pack_gqa": True}, "causal", "alibi", "that are the same for all heads"),
         ({"pack_gqa": True}, "head < 2 or causal", "score", "that are the same for all heads"),
+        ({"pack_gqa": True}, "causal", "sink", "and no sink"),
     ],
 )
 def test_packed_heads_and_clusters_are_refused_with_the_reason(
@@ -212,7 +213,8 @@ def entry(of: str = "", **change: Any) -> Tuned:
     fields: dict[str, Any] = {
         "element_bits": 16, "head_dim_qk": 128, "head_dim_v": 128, "mask": "causal", "variant": of,
         "seqlen_q": 4096, "seqlen_kv": 4096, "family": "sm90", "tile_q": 128, "tile_kv": 128, "stages": 2,
-        "warps": 8, "schedule": {"tile_order": "dynamic", "producer_registers": 40, "consumer_registers": 232},
+        "warps": 8,
+        "schedule": {"tile_order": "dynamic", "producer_registers": 40, "consumer_registers": 232},
         "tflops": 500.0, "tried": 9, "rank_correlation": 0.5, "regret": 0.03, "source": "by hand",
     }  # fmt: skip
     return Tuned(**(fields | change))

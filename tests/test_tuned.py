@@ -123,7 +123,14 @@ def test_mask_classes() -> None:
 
     assert of("full") == of("padding") == of("kv % 2 == 0") == "full"
     assert of("causal") == of("kv <= q + 7") == of("prefix_lm(9)") == of("sink_window(4, 99)") == "causal"
-    assert of("document") == of("window(4)") == of("kv >= q") == of("chunked(99)") == of("dilated(9, 2)") == "window"
+    assert (
+        of("document")
+        == of("window(4)")
+        == of("kv >= q")
+        == of("chunked(99)")
+        == of("dilated(9, 2)")
+        == "window"
+    )
 
 
 def test_the_nearest_length_speaks_for_one_that_was_not_measured() -> None:
@@ -260,9 +267,10 @@ def test_a_key_is_that_of_its_own_workload() -> None:
 
 def test_attention_takes_tuned_plans_by_bucket() -> None:
     torch = pytest.importorskip("torch")
-    from flashgen.runtime.api import ShapedAttention
+    from flashgen.runtime.formula import Formula
+    from flashgen.runtime.shaped import ShapedAttention
 
-    shaped = ShapedAttention("causal")
+    shaped = ShapedAttention(Formula('"causal"'))
     q, k, v = (torch.zeros(4, 2000, 16, 128, dtype=torch.bfloat16, device="meta") for _ in range(3))
     plan = shaped.kernel_for(q, k, v).plan
     assert plan.why.origin == "tuned"

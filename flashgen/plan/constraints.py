@@ -69,7 +69,7 @@ PANEL_COLUMNS = 64  # of the 128-byte swizzle, and rows of a warpgroup
 REGISTER_SPLITS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
     {
         1: ((56, 248),),
-        2: ((24, 240), (40, 232)),
+        2: ((24, 240), (40, 232), (56, 224)),
         3: ((32, 160), (40, 152)),
         4: ((32, 112), (40, 104)),
     }
@@ -253,7 +253,7 @@ def _sm90() -> Family:
                 "packed heads alike",
                 PACK_GQA,
                 HEADS_ALIKE,
-                "a mask and a score that are the same for all heads",
+                "a mask and a score that are the same for all heads, and no sink",
             ),
             Multiple("stages", STAGES, one, "K/V buffers"),
             Multiple("Q stages", Q_STAGES, one, "Q buffers"),

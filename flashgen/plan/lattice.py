@@ -20,7 +20,7 @@ from flashgen.plan.constraints import (
     largest,
     violations,
 )
-from flashgen.plan.model import Sm80Schedule, Sm90Schedule
+from flashgen.plan.model import ScorePlan, Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import TILE_KV, Head, Tiling, padded, producer_need
 from flashgen.plan.workload import Workload
 from flashgen.spec.suggest import did_you_mean, quoted
@@ -40,6 +40,9 @@ SM80_ROWS = ((64, 4), (128, 4), (128, 8), (256, 8))
 SM80_FRAGMENTS = (1, 2)
 SM80_STAGES = (1, 2, 3, 4)
 SM90_WARPGROUPS = (1, 2, 3, 4)
+# From this head_dim_v on, O is rescaled beside the next Q K^T: 3% at d256 (H200). With a score or a test of
+# elements it spills.
+WIDE_V = 192
 SM90_STAGES = (2, 3)  # one buffer cannot be filled while it is read; a user may still ask for it, or for more
 
 
@@ -168,6 +171,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     """
     head = workload.head
     uneven = workload.mask.condition != sympy.true
+    plain = head.closed_form and workload.score == ScorePlan()
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
@@ -175,6 +179,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
         schedule = Sm90Schedule(
             ping_pong=warpgroups > 1,
             q_stages=q_stages,
+            rescale="late" if head.dim_v >= WIDE_V and plain else "early",
             tile_order="dynamic" if uneven else "static",
             pack_gqa=short and packable,
             o_aliases_q=o_aliases_q,

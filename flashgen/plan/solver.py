@@ -122,7 +122,7 @@ def validate(plan: KernelPlan, arch: Arch) -> None:
     if plan.target != arch.target:
         raise PlanError(f"the plan is for {plan.target}, not for {arch.target}")
     tiling = Tiling(plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
-    head = head_of(plan.head_dim_qk, plan.head_dim_v, plan.group, plan.mask, plan.score)
+    head = head_of(plan.head_dim_qk, plan.head_dim_v, plan.group, plan.mask, plan.score, sink=plan.sink)
     if broken := violations(tiling, head, arch):
         sizes = f"tile_q={plan.tile_q}, tile_kv={plan.tile_kv}, stages={plan.stages}, warps={plan.warps}"
         raise PlanError("; ".join(f"{sizes}: {reason(use, arch)}" for use in broken))

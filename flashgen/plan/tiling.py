@@ -67,6 +67,9 @@ SYMBOLS: tuple[Expr, ...] = (
 # head_dim 40 to 256, one to four warpgroups, every mask and buffering, all compile with 28 to spare and none
 # does with 24 (NVRTC 13.0). This, `sm80_overhead` and `producer_need` are all that comes from the compiler.
 SM90_OVERHEAD = 28
+# And for each tensor that a listed mask's elements are tested by, beside `element_registers`: such kernels
+# spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
+SM90_TESTED_READ = 24
 
 
 def pitch(head_dim: int) -> int:
@@ -89,8 +92,11 @@ class Head:
     group: int = 1  # query heads per K/V head
     has_first: bool = False  # whether the mask bounds a row's keys from below
     closed_form: bool = True  # whether each row keeps one interval, with ends that need no preparation
+    listed: bool = False  # whether tiles come from a list
+    plain_ends: bool = True  # whether the ends are arithmetic of q and the lengths, without choices and reads
     heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
     element_registers: int = 0  # that score and listed mask take of a thread
+    tested_reads: int = 0  # tensors that a listed mask reads at every element
     row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
 
 
@@ -118,12 +124,16 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
 def producer_need(head: Head, schedule: Sm90Schedule) -> int:
     """Registers without which the sm90 producer spills: what it holds grows with what it has to decide.
 
-    From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds (NVRTC 13.0).
+    From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles from
+    a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at 40 too;
+    with ends that choose or read, 16 bytes at 24 (NVRTC 13.0).
     """
-    if schedule.cluster > 1:
+    if head.listed and max(head.dim_qk, head.dim_v) > 128:
+        return 56
+    if schedule.cluster > 1 or not head.closed_form:
         return 40
     if schedule.tile_order == "static" or (schedule.q_stages == 1 and schedule.o_aliases_q):
-        return 24
+        return 24 if head.plain_ends else 32
     return 40 if schedule.q_stages > 1 and head.has_first else 32
 
 
@@ -145,7 +155,7 @@ class Tiling:
             base += head.row_registers
             producer = 0
         else:
-            base, per_fragment = SM90_OVERHEAD, 0
+            base, per_fragment = SM90_OVERHEAD + SM90_TESTED_READ * head.tested_reads, 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices["tile_order"] = choices.get("tile_order") == "dynamic"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from sympy import Piecewise
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
@@ -12,27 +13,30 @@ from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
 from flashgen.plan.operations import ROW_REGISTERS, of_condition, of_score
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
-from flashgen.spec.symbols import HEAD, SCORE
+from flashgen.spec.symbols import HEAD, KV, SCORE
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
 
 
-def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePlan) -> Head:
-    """What the constraints depend on, of a kernel with this mask and score."""
+def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePlan, *, sink: bool) -> Head:
+    """What the constraints depend on, of a kernel with this mask, score and sink."""
     segments = mask.derivation.segments
-    residual = of_condition(mask.derivation.residual).registers if mask.derivation.route == "map" else 0
+    residual = mask.derivation.residual  # true but for maps
     ends = [end for segment in segments for end in (segment.first, segment.last) if end is not None]
-    reading = any(end.atoms(AppliedUndef) for end in ends)
-    parts = (score.expr != SCORE, mask.listed, reading)
+    plain_ends = not any(end.atoms(AppliedUndef, Piecewise) for end in ends)
+    parts = (score.expr != SCORE, mask.listed, not plain_ends)
     return Head(
         dim_qk,
         dim_v,
         group,
         has_first=mask.listed or any(segment.first is not None for segment in segments),
         closed_form=mask.derivation.route == "bounds" and not mask.listed,
-        heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols,
-        element_registers=of_score(score.expr).registers + residual,
+        listed=mask.listed,
+        plain_ends=plain_ends,
+        heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols and not sink,
+        element_registers=of_score(score.expr).registers + of_condition(residual).registers,
+        tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
         row_registers=ROW_REGISTERS * sum(parts),
     )
 
@@ -81,7 +85,7 @@ class Workload:
     def head(self) -> Head:
         """What the constraints depend on."""
         group = self.heads_q // self.heads_kv
-        return head_of(self.head_dim_qk, self.head_dim_v, group, self.mask, self.score)
+        return head_of(self.head_dim_qk, self.head_dim_v, group, self.mask, self.score, sink=self.sink)
 
     @property
     def coverage(self) -> Coverage:
