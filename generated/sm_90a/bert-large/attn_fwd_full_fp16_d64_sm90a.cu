@@ -2,7 +2,7 @@
 //
 // Attention forward for the spec "bert-large":
 // mask full, fp16, head_dim 64.
-// Tiles of 256 queries x 64 keys, 4 computing warpgroups and a producer, 2 K/V buffers; 133120 bytes of shared memory.
+// Tiles of 256 queries x 64 keys, 4 computing warpgroups and a producer, 3 K/V buffers; 149504 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
 #include "integer.cuh"
@@ -30,7 +30,7 @@ namespace {
 using Element = fp16;
 constexpr int kTileQ = 256;
 constexpr int kTileKv = 64;
-constexpr int kStages = 2;
+constexpr int kStages = 3;
 constexpr int kQStages = 2;
 constexpr int kHeadDimV = 64;
 constexpr int kWarpgroups = 4;  // that compute; each owns 64 rows of the q tile
@@ -64,7 +64,7 @@ struct alignas(1024) SharedStorage {
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
 };
-static_assert(sizeof(SharedStorage) + 1024 <= 133120, "more shared memory than planned");
+static_assert(sizeof(SharedStorage) + 1024 <= 149504, "more shared memory than planned");
 
 // S[64 x kTileKv] (+)= Q[64 x 16] K^T
 __device__ __forceinline__ void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
@@ -127,10 +127,10 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   // The tiles of a head follow one another, to share its K and V in L2.
   const int batch_head = index / params.tiles_per_head;
   int q = index - batch_head * params.tiles_per_head;
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -247,7 +247,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j < keys.unmasked_end) return;
         const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
         mask_after(s, tile_last);
@@ -266,8 +267,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
-      softmax.update(s, scale_log2, correction, Masked{});
+      finish_scores(keys.end - 1);
+      softmax.update(s, scale_log2, correction, Unmasked{});
       round_probabilities();
 
       for (int j = keys.end - 2; j >= keys.begin; --j) {
@@ -287,8 +288,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
+        finish_scores(j);
+        softmax.raise_maximum(s, scale_log2, correction, Unmasked{});
+        softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
       }

@@ -144,10 +144,10 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int from_last = place / heads;
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -288,7 +288,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j < keys.unmasked_end) return;
         const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
         mask_after(s, tile_last);
@@ -307,7 +308,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
+      finish_scores(keys.end - 1);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
       if (skipped_before > 0) skip_v();
@@ -329,8 +330,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
+        finish_scores(j);
+        softmax.raise_maximum(s, scale_log2, correction, Masked{});
+        softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
       }

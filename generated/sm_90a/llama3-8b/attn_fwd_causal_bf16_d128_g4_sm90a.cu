@@ -165,10 +165,10 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int from_last = place / heads;
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -202,7 +202,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
     const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
     const Tile tile = tile_at(index, params);
-    if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
+    if (tile.begin < tile.end) load_k(tile, tile.begin);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
       Barrier &full = shared.q_full[q_ring.stage][warpgroup];
@@ -217,11 +217,11 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
 #pragma unroll 1  // it waits all the time: registers are what it must save
-    for (int j = tile.end - 2; j >= tile.begin; --j) {
+    for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
-      load_v(tile, j + 1);
+      load_v(tile, j - 1);
     }
-    if (tile.begin < tile.end) load_v(tile, tile.begin);
+    if (tile.begin < tile.end) load_v(tile, tile.end - 1);
     index = next;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -263,9 +263,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     const int row_begin = tile.q * kTileQ + warpgroup * 64;
     const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
     KeyTiles keys = key_tiles(row_begin, row_begin + 64, params);
-    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.end;
-    const int skipped_before = tile.end - keys.end;
-    const int skipped_after = keys.begin - tile.begin;
+    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
+    const int skipped_before = keys.begin - tile.begin;
+    const int skipped_after = tile.end - keys.end;
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
@@ -309,7 +309,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j < keys.unmasked_end) return;
         const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
         mask_after(s, tile_last);
@@ -328,13 +329,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
+      finish_scores(keys.begin);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.end - 2; j >= keys.begin; --j) {
+      for (int j = keys.begin + 1; j < keys.end; ++j) {
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores();
@@ -345,15 +346,16 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
-        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O above the softmax.
-        if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
+        finish_scores(j);
+        softmax.raise_maximum(s, scale_log2, correction, Masked{});
+        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+        if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
         wgmma_wait<0>();
         pin_registers(o);
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
+        softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
       }

@@ -161,10 +161,10 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int from_last = place / heads;
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -307,7 +307,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j >= keys.unmasked_begin && j < keys.unmasked_end) return;
         const int tile_first[2] = {first[0] - j * kTileKv, first[1] - j * kTileKv};
         mask_before(s, tile_first);
@@ -328,7 +329,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
+      finish_scores(keys.end - 1);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
       if (skipped_before > 0) skip_v();
@@ -345,15 +346,16 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
-        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O above the softmax.
+        finish_scores(j);
+        softmax.raise_maximum(s, scale_log2, correction, Masked{});
+        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
         if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
         wgmma_wait<0>();
         pin_registers(o);
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
+        softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
       }

@@ -2,7 +2,7 @@
 //
 // Attention forward for the spec "qk192-v128":
 // mask causal, bf16, head_dim qk 192, v 128.
-// Tiles of 192 queries x 80 keys, 3 computing warpgroups and a producer, 2 K/V buffers; 227328 bytes of shared memory.
+// Tiles of 128 queries x 128 keys, 2 computing warpgroups and a producer, 2 K/V buffers; 215040 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
 #include "integer.cuh"
@@ -28,12 +28,12 @@ struct AttentionParams {
 namespace {
 
 using Element = bf16;
-constexpr int kTileQ = 192;
-constexpr int kTileKv = 80;
+constexpr int kTileQ = 128;
+constexpr int kTileKv = 128;
 constexpr int kStages = 2;
 constexpr int kQStages = 1;
 constexpr int kHeadDimV = 128;
-constexpr int kWarpgroups = 3;  // that compute; each owns 64 rows of the q tile
+constexpr int kWarpgroups = 2;  // that compute; each owns 64 rows of the q tile
 constexpr int kThreads = 128 * (kWarpgroups + 1);
 constexpr int kPanelsQk = 3;  // of 64 columns
 constexpr int kPanelsV = 2;
@@ -58,23 +58,23 @@ struct alignas(1024) SharedStorage {
   char q[kQStages][kWarpgroups][kPanelsQk][64 * 128];
   char k[kStages][kPanelsQk][kTileKv * 128];
   char v[kStages][kPanelsV][kTileKv * 128];
-  char o[kWarpgroups][kPanelsV][64 * 128];
   Barrier q_full[kQStages][kWarpgroups], q_empty[kQStages][kWarpgroups];
   Barrier k_full[kStages], k_empty[kStages];
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
 };
-static_assert(sizeof(SharedStorage) + 1024 <= 227328, "more shared memory than planned");
+static_assert(sizeof(SharedStorage) + 1024 <= 215040, "more shared memory than planned");
 
 // S[64 x kTileKv] (+)= Q[64 x 16] K^T
-__device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint64_t b, int accumulate) {
+__device__ __forceinline__ void wgmma_scores(float (&d)[16][4], uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
-      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %42, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16\n"
+      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %66, 0;\n"
+      " wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16\n"
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,\n"
-      " %32, %33, %34, %35, %36, %37, %38, %39},\n"
-      " %40, %41, accumulate, 1, 1, 0, 0;\n}"
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,\n"
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},\n"
+      " %64, %65, accumulate, 1, 1, 0, 0;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -84,7 +84,13 @@ __device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint
         "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
         "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),
         "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),
-        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3])
+        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]),
+        "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]),
+        "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]),
+        "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]),
+        "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]),
+        "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]),
+        "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -157,10 +163,10 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int from_last = place / heads;
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -194,7 +200,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
     const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
     const Tile tile = tile_at(index, params);
-    if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
+    if (tile.begin < tile.end) load_k(tile, tile.begin);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
       Barrier &full = shared.q_full[q_ring.stage][warpgroup];
@@ -209,11 +215,11 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
 #pragma unroll 1  // it waits all the time: registers are what it must save
-    for (int j = tile.end - 2; j >= tile.begin; --j) {
+    for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
-      load_v(tile, j + 1);
+      load_v(tile, j - 1);
     }
-    if (tile.begin < tile.end) load_v(tile, tile.begin);
+    if (tile.begin < tile.end) load_v(tile, tile.end - 1);
     index = next;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -232,10 +238,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
-  // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
-  // take the same number of turns: one less than the tile has key tiles.
-  constexpr int kTurn = 1;
-  if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -255,14 +257,12 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     const int row_begin = tile.q * kTileQ + warpgroup * 64;
     const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
     KeyTiles keys = key_tiles(row_begin, row_begin + 64, params);
-    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.end;
-    const int skipped_before = tile.end - keys.end;
-    const int skipped_after = keys.begin - tile.begin;
+    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
+    const int skipped_before = keys.begin - tile.begin;
+    const int skipped_after = tile.end - keys.end;
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
-      named_barrier_sync<256>(kTurn + warpgroup);
-      named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
     }
 
     float o[kHeadDimV / 8][4] = {};
@@ -301,7 +301,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j < keys.unmasked_end) return;
         const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
         mask_after(s, tile_last);
@@ -320,51 +321,43 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
+      finish_scores(keys.begin);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.end - 2; j >= keys.begin; --j) {
+      for (int j = keys.begin + 1; j < keys.end; ++j) {
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-        named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores();
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output();
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
         wgmma_wait<1>();
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
-        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O above the softmax.
-        if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
+        finish_scores(j);
+        softmax.raise_maximum(s, scale_log2, correction, Masked{});
+        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+        if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
         wgmma_wait<0>();
         pin_registers(o);
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
+        softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
       }
-      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
       shared.v_full[v_ring.stage].wait(v_ring.parity);
       issue_output();
       wgmma_wait<0>();
       pin_registers(o);
       if (lane == 0) shared.v_empty[v_ring.stage].arrive();
       v_ring.advance();
-    } else if (lane == 0) {
-      shared.q_empty[q_ring.stage][warpgroup].arrive();
     }
     for (int i = 0; i < skipped_after; ++i) {
       skip_k();
-      if (i > 0 || keys.begin < keys.end) {
-        named_barrier_sync<256>(kTurn + warpgroup);
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
-      }
       skip_v();
     }
 
@@ -383,9 +376,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
       }
     }
-    char *staging = shared.o[warpgroup][0];
-    if (threadIdx.x % 128 == 0) tma_store_wait_read();  // of the previous tile
-    named_barrier_sync<128>(own_barrier);
+    char *staging = shared.q[q_ring.stage][warpgroup][0];
+    named_barrier_sync<128>(own_barrier);  // the warpgroup has read its Q for the last time
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
@@ -395,6 +387,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
       }
       tma_store_commit();
+      tma_store_wait_read();
+      shared.q_empty[q_ring.stage][warpgroup].arrive();
     }
     q_ring.advance();
   }
@@ -412,7 +406,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kQStages; ++i) {
       for (int j = 0; j < kWarpgroups; ++j) {
         shared.q_full[i][j].init(1);
-        shared.q_empty[i][j].init(4);
+        shared.q_empty[i][j].init(1);
       }
     }
     for (int i = 0; i < kStages; ++i) {
@@ -431,10 +425,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    give_registers<32>();
+    give_registers<40>();
     if (threadIdx.x == 0) produce(shared, params);
   } else {
-    take_registers<160>();
+    take_registers<232>();
     consume(shared, params, warpgroup - 1);
   }
 }

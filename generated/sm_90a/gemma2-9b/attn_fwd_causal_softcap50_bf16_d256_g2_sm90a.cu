@@ -1,10 +1,12 @@
-// attn_fwd_causal_bf16_d256_g2_sm90a
+// attn_fwd_causal_softcap50_bf16_d256_g2_sm90a
 //
 // Attention forward for the spec "gemma2-9b":
 // mask causal, bf16, head_dim 256, 2 query heads per K/V head.
 // Tiles of 128 queries x 80 keys, 2 computing warpgroups and a producer, 2 K/V buffers; 231424 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
+#include "capped_softmax.cuh"
+#include "elementary.cuh"
 #include "integer.cuh"
 #include "mask.cuh"
 #include "mbarrier.cuh"
@@ -138,6 +140,16 @@ __device__ __forceinline__ void wgmma_output(float (&d)[32][4], const uint32_t (
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
+// What all elements of one head share.
+struct HeadTerms {
+  ScaledTanh bend;
+};
+
+__device__ __forceinline__ HeadTerms head_terms(const AttentionParams &params, int batch, int head) {
+  const ScaledTanh bend = scaled_tanh(50.0f, params.scale * 0.02f);
+  return {bend};
+}
+
 // Rows of a head: query positions.
 __device__ __forceinline__ int row_count(const AttentionParams &params) { return params.seqlen_q; }
 
@@ -155,7 +167,7 @@ struct KeyTiles {
   int begin, end, unmasked_begin, unmasked_end;
 };
 
-__device__ __forceinline__ KeyTiles key_tiles(int row_begin, int row_end, const AttentionParams &params) {
+__device__ __forceinline__ KeyTiles key_tiles(int row_begin, int row_end, const AttentionParams &params, const HeadTerms &terms) {
   const int seqlen_q = params.seqlen_q, seqlen_kv = params.seqlen_kv;
   const int q0 = q_offset(params) + row_begin;
   const int q1 = q_offset(params) + (min(row_end, row_count(params)) - 1);
@@ -177,10 +189,11 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int from_last = place / heads;
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
-  const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, batch_head % params.heads_q, batch_head / params.heads_q, keys.begin, keys.end};
+  const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
+  const HeadTerms terms = head_terms(params, batch, head);
+  const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params, terms);
+  return {q, head, batch, keys.begin, keys.end};
 }
-
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -214,7 +227,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
     const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
     const Tile tile = tile_at(index, params);
-    if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
+    if (tile.begin < tile.end) load_k(tile, tile.begin);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
       Barrier &full = shared.q_full[q_ring.stage][warpgroup];
@@ -229,11 +242,11 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
 #pragma unroll 1  // it waits all the time: registers are what it must save
-    for (int j = tile.end - 2; j >= tile.begin; --j) {
+    for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
-      load_v(tile, j + 1);
+      load_v(tile, j - 1);
     }
-    if (tile.begin < tile.end) load_v(tile, tile.begin);
+    if (tile.begin < tile.end) load_v(tile, tile.end - 1);
     index = next;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -247,7 +260,6 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionParams &params, int warpgroup) {
   const int warp = (threadIdx.x / 32) % 4;
   const int lane = threadIdx.x % 32;
-  const float scale_log2 = params.scale * kLog2e;
   const int own_barrier = 1 + kWarpgroups + warpgroup;
 
   RingPosition<kQStages> q_ring;
@@ -274,10 +286,11 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     if (tile.batch < 0) break;
     const int row_begin = tile.q * kTileQ + warpgroup * 64;
     const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
-    KeyTiles keys = key_tiles(row_begin, row_begin + 64, params);
-    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.end;
-    const int skipped_before = tile.end - keys.end;
-    const int skipped_after = keys.begin - tile.begin;
+    const HeadTerms terms = head_terms(params, tile.batch, tile.head);
+    KeyTiles keys = key_tiles(row_begin, row_begin + 64, params, terms);
+    if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
+    const int skipped_before = keys.begin - tile.begin;
+    const int skipped_after = tile.end - keys.end;
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
@@ -286,7 +299,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
 
     float o[kHeadDimV / 8][4] = {};
-    OnlineSoftmax softmax;
+    CappedSoftmax softmax;
 
     if (keys.begin < keys.end) {
       const int column = 2 * (lane % 4);
@@ -321,7 +334,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
         wgmma_commit();
       };
-      auto mask_scores = [&](int j) {
+      // S = -inf outside of the mask
+      auto finish_scores = [&](int j) {
         if (j < keys.unmasked_end) return;
         const int tile_last[2] = {last[0] - j * kTileKv, last[1] - j * kTileKv};
         mask_after(s, tile_last);
@@ -340,16 +354,17 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
-      mask_scores(keys.end - 1);
-      softmax.update(s, scale_log2, correction, Masked{});
+      finish_scores(keys.begin);
+      softmax.update(s, terms.bend, correction, Masked{});
       round_probabilities();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.end - 2; j >= keys.begin; --j) {
+      for (int j = keys.begin + 1; j < keys.end; ++j) {
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores();
+        scale_rows(o, correction);
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output();
         named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
@@ -357,18 +372,19 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
-        mask_scores(j);
-        softmax.update(s, scale_log2, correction, Masked{});
-        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O above the softmax.
-        if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
+        finish_scores(j);
+        softmax.raise_maximum(s, terms.bend, correction, Masked{});
+        // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+        if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
         wgmma_wait<0>();
         pin_registers(o);
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
-        scale_rows(o, correction);
+        softmax.exponentiate(s, terms.bend, correction);
         round_probabilities();
       }
+      scale_rows(o, correction);
       shared.v_full[v_ring.stage].wait(v_ring.parity);
       issue_output();
       wgmma_wait<0>();
@@ -387,6 +403,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
     // O = O / l, lse = m + log l
     float inverse[2];
+    softmax.settle();
     softmax.finish(inverse);
     scale_rows(o, inverse);
     if (params.lse != nullptr && lane % 4 == 0) {
@@ -396,7 +413,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         const int head = tile.head, q = lse_row;
         if (q < params.seqlen_q) {
           params.lse[(static_cast<int64_t>(tile.batch) * params.heads_q + head) * params.seqlen_q + q] =
-              softmax.log_sum_exp(r, params.scale);
+              softmax.log_sum_exp(r, 1.0f);
         }
       }
     }
@@ -421,7 +438,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-    attn_fwd_causal_bf16_d256_g2_sm90a(const __grid_constant__ AttentionParams params) {
+    attn_fwd_causal_softcap50_bf16_d256_g2_sm90a(const __grid_constant__ AttentionParams params) {
   extern __shared__ char dynamic_shared[];
   const uint32_t misalignment = shared_address(dynamic_shared) % 1024;
   SharedStorage &shared = *reinterpret_cast<SharedStorage *>(dynamic_shared + (1024 - misalignment) % 1024);

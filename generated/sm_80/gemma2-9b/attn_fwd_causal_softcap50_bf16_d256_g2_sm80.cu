@@ -1,10 +1,13 @@
-// attn_fwd_causal_bf16_d256_g2_sm80
+// attn_fwd_causal_softcap50_bf16_d256_g2_sm80
 //
-// Attention forward for the spec "gemma2-9b": mask causal, bf16, head_dim 256, 2 query heads per K/V head.
-// Tiles of 128 queries x 96 keys, 8 warps, 1 K/V buffer, 163840 bytes of shared memory, 1 block per SM.
+// Attention forward for the spec "gemma2-9b": mask causal, score softcap50, bf16, head_dim 256, 2 query
+// heads per K/V head. Tiles of 128 queries x 96 keys, 8 warps, 1 K/V buffer, 163840 bytes of shared memory,
+// 1 block per SM.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_80 -I templates/device -cubin FILE.cu
+#include "capped_softmax.cuh"
 #include "cp_async.cuh"
+#include "elementary.cuh"
 #include "integer.cuh"
 #include "mask.cuh"
 #include "mma.cuh"
@@ -77,10 +80,20 @@ __device__ __forceinline__ Work find_work(const AttentionParams &params, int blo
   return {batch_head / params.heads_q, batch_head % params.heads_q, q_tile * kTileQ};
 }
 
+// What all elements of one head share.
+struct HeadTerms {
+  ScaledTanh bend;
+};
+
+__device__ __forceinline__ HeadTerms head_terms(const AttentionParams &params, int batch, int head) {
+  const ScaledTanh bend = scaled_tanh(50.0f, params.scale * 0.02f);
+  return {bend};
+}
+
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    attn_fwd_causal_bf16_d256_g2_sm80(const __grid_constant__ AttentionParams params) {
+    attn_fwd_causal_softcap50_bf16_d256_g2_sm80(const __grid_constant__ AttentionParams params) {
   extern __shared__ __align__(128) char shared[];
   SharedStorage &storage = *reinterpret_cast<SharedStorage *>(shared);
 
@@ -94,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const int head_kv = work.head / kGroup;
   const int q_rows = min(kTileQ, seqlen_q - work.q_begin);
 
+  const HeadTerms terms = head_terms(params, work.batch, work.head);
   // Which keys. Row i stands at position i + q_offset of the key timeline.
   const int q_offset = seqlen_kv - seqlen_q;
   const int q_first = work.q_begin + q_offset;
@@ -121,9 +135,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const uint32_t q_lane = QkTile::lane_by_column(lane);
   const uint32_t k_lane = QkTile::lane_by_row(lane);
   const uint32_t v_lane = VTile::lane_by_column(lane);
-  const float scale_log2 = params.scale * kLog2e;
   float o[kWarpBlocks][VTile::kColumns / 8][4] = {};
-  OnlineSoftmax softmax[kWarpBlocks];
+  CappedSoftmax softmax[kWarpBlocks];
 
   q_reader.load(q_shared, q_rows);
   if (tile_begin < tile_end) k_reader.load(k_shared, seqlen_kv - kv_last);
@@ -157,11 +170,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     if (tile > tile_begin) k_reader.load(k_shared, kTileKv);
     cp_async_commit();
 
-    // P = exp(scale * S - m),  O = diag(exp(m_old - m)) O
+    // P = exp(score(S) - m),  O = diag(exp(m_old - m)) O
 #pragma unroll
     for (int i = 0; i < kWarpBlocks; ++i) {
       float correction[2];
-      softmax[i].update(s[i], scale_log2, correction, Masked{});
+      softmax[i].update(s[i], terms.bend, correction, Masked{});
       scale_rows(o[i], correction);
     }
 
@@ -179,6 +192,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 #pragma unroll
   for (int i = 0; i < kWarpBlocks; ++i) {
     float inverse[2];
+    softmax[i].settle();
     softmax[i].finish(inverse);
     scale_rows(o[i], inverse);
 #pragma unroll
@@ -190,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         *reinterpret_cast<uint32_t *>(pair) = pack<Element>(o[i][j][2 * r], o[i][j][2 * r + 1]);
       }
       if (params.lse != nullptr && lane % 4 == 0 && row < o_rows) {
-        params.lse[lse_row * params.seqlen_q + done.q_begin + row] = softmax[i].log_sum_exp(r, params.scale);
+        params.lse[lse_row * params.seqlen_q + done.q_begin + row] = softmax[i].log_sum_exp(r, 1.0f);
       }
     }
   }
