@@ -124,9 +124,9 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
 def producer_need(head: Head, schedule: Sm90Schedule) -> int:
     """Registers without which the sm90 producer spills: what it holds grows with what it has to decide.
 
-    From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles from
-    a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at 40 too;
-    with ends that choose or read, 16 bytes at 24 (NVRTC 13.0).
+    From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles
+    from a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at
+    40 too; with ends that choose or read, 16 bytes at 24 (NVRTC 13.0).
     """
     if head.listed and max(head.dim_qk, head.dim_v) > 128:
         return 56
