@@ -8,11 +8,9 @@ from flashgen.plan.model import (
     Explanation,
     KernelPlan,
     MaskPlan,
-    ParameterPlan,
     ScorePlan,
     Sm80Schedule,
     Sm90Schedule,
-    TensorPlan,
 )
 from flashgen.plan.record import plan_from_dict
 from flashgen.plan.solver import Candidate, Ranking, rank, solve, validate
@@ -25,12 +23,10 @@ __all__ = [
     "IoModel",
     "KernelPlan",
     "MaskPlan",
-    "ParameterPlan",
     "Ranking",
     "ScorePlan",
     "Sm80Schedule",
     "Sm90Schedule",
-    "TensorPlan",
     "Workload",
     "plan_from_dict",
     "rank",

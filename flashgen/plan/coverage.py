@@ -21,11 +21,12 @@ from sympy import And, Max, Min
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan import tiles
-from flashgen.plan.model import MaskPlan, TensorPlan
+from flashgen.plan.model import MaskPlan
 from flashgen.plan.tile_map import BLOCK, Bits, Blocks, look
 from flashgen.plan.tiles import Align, Ends, Ints, TileClass, TileCounts, row_ends, row_shift
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.evaluation import evaluate
+from flashgen.spec.inputs import TensorInput
 from flashgen.spec.sample import sample_tensor
 
 Basis = Literal["exact", "sample", "hull"]
@@ -44,7 +45,7 @@ class Coverage:
     batch: int = 1
     heads_q: int = 1
     heads_kv: int = 1
-    tensors: tuple[TensorPlan, ...] = ()
+    tensors: tuple[TensorInput, ...] = ()
 
     @property
     def basis(self) -> Basis:
@@ -161,7 +162,7 @@ def _looked_at(coverage: Coverage, batch: int, head: int, step_q: int, step_kv: 
 
 
 @lru_cache(maxsize=64)
-def _sample(tensor: TensorPlan, coverage: Coverage) -> npt.NDArray[Any] | None:
+def _sample(tensor: TensorInput, coverage: Coverage) -> npt.NDArray[Any] | None:
     return sample_tensor(
         tensor,
         batch=coverage.batch,

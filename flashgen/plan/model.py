@@ -85,10 +85,6 @@ class ScorePlan:
     expr: Expr = SCORE  # in `SCORE` and the symbols of `flashgen.spec.symbols`; SCORE itself: nothing
 
 
-TensorPlan = TensorInput
-ParameterPlan = RuntimeParameter
-
-
 @dataclass(frozen=True)
 class Explanation:
     """Why the plan is what it is. JSON-serialisable throughout."""
@@ -126,8 +122,8 @@ class KernelPlan:
     registers: int  # per computing thread, as predicted
     blocks_per_sm: int
     score: ScorePlan = ScorePlan()
-    tensors: tuple[TensorPlan, ...] = ()  # that mask and score read, in the order of the launch's arguments
-    parameters: tuple[ParameterPlan, ...] = ()  # passed at call time
+    tensors: tuple[TensorInput, ...] = ()  # that mask and score read, in the order of the launch's arguments
+    parameters: tuple[RuntimeParameter, ...] = ()  # passed at call time
     sink: bool = False  # a logit of each query head joins the softmax's denominator
     why: Explanation = field(default=Explanation(), compare=False)
 
@@ -174,9 +170,7 @@ __all__ = [
     "Explanation",
     "KernelPlan",
     "MaskPlan",
-    "ParameterPlan",
     "ScorePlan",
     "Sm80Schedule",
     "Sm90Schedule",
-    "TensorPlan",
 ]

@@ -16,15 +16,14 @@ from flashgen.plan.model import (
     Explanation,
     KernelPlan,
     MaskPlan,
-    ParameterPlan,
     ScorePlan,
     Sm80Schedule,
     Sm90Schedule,
-    TensorPlan,
 )
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.derivation import MaskDerivation, Ranges, Route, Search, prepared_bounds
 from flashgen.spec.expression import Kind, parse_expression
+from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES
 
@@ -68,8 +67,8 @@ def plan_from_dict(data: Mapping[str, Any]) -> KernelPlan:
         kernel = rest.pop("kernel", None)
         mask, score, why = rest.pop("mask"), rest.pop("score"), rest.pop("why", {})
         schedule = _SCHEDULES[data["family"]](**rest.pop("schedule"))
-        tensors = tuple(TensorPlan(**t | {"index": tuple(t["index"])}) for t in rest.pop("tensors"))
-        parameters = tuple(ParameterPlan(**p) for p in rest.pop("parameters"))
+        tensors = tuple(TensorInput(**t | {"index": tuple(t["index"])}) for t in rest.pop("tensors"))
+        parameters = tuple(RuntimeParameter(**p) for p in rest.pop("parameters"))
         language = _Language(tensors, parameters)
         plan = KernelPlan(
             **rest,
@@ -125,7 +124,7 @@ def _mask_to_dict(mask: MaskPlan) -> dict[str, Any]:
 class _Language:
     """Reads a plan's expressions back, with the names that it declares."""
 
-    def __init__(self, tensors: tuple[TensorPlan, ...], parameters: tuple[ParameterPlan, ...]) -> None:
+    def __init__(self, tensors: tuple[TensorInput, ...], parameters: tuple[RuntimeParameter, ...]) -> None:
         self.tensors = {tensor.name: tensor for tensor in tensors}
         self.parameters = {parameter.name: parameter.symbol for parameter in parameters}
 

@@ -9,10 +9,11 @@ from sympy import Piecewise
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
-from flashgen.plan.model import MaskPlan, ParameterPlan, ScorePlan, TensorPlan
+from flashgen.plan.model import MaskPlan, ScorePlan
 from flashgen.plan.operations import ROW_REGISTERS, of_condition, of_score
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
+from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.symbols import HEAD, KV, SCORE
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Workload:
     align: Align
     mask: MaskPlan
     score: ScorePlan = field(default=ScorePlan())
-    tensors: tuple[TensorPlan, ...] = ()
-    parameters: tuple[ParameterPlan, ...] = ()
+    tensors: tuple[TensorInput, ...] = ()
+    parameters: tuple[RuntimeParameter, ...] = ()
     sink: bool = False
 
     @classmethod
