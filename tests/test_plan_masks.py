@@ -268,4 +268,8 @@ def test_plans_of_equal_masks_are_equal() -> None:
 
     assert plan("kv <= q") == plan("causal")
     assert plan("full") == plan("true")
+    for everything in ("kv >= 0 and kv < seqlen_kv", "kv <= q or kv > q"):
+        unmasked = plan(everything)
+        assert dataclasses.replace(unmasked, mask=plan("full").mask) == plan("full")
+        assert unmasked.mask.keeps_all
     assert plan("not (q < kv)").mask.derivation == plan("causal").mask.derivation

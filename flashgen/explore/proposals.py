@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-import sympy
-
 from flashgen.arch import Arch
 from flashgen.errors import PlanError
 from flashgen.plan import Candidate, KernelPlan, Sm90Schedule, rank
@@ -60,7 +58,7 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
         for output_wait, rescale in times:
             if (output_wait, rescale) != (schedule.output_wait, schedule.rescale):
                 yield {"output_wait": output_wait, "rescale": rescale}
-        if plan.mask.condition != sympy.true and not plan.mask.listed:
+        if not (plan.mask.keeps_all or plan.mask.listed):
             yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
         yield {"tile_order": "static" if schedule.tile_order == "dynamic" else "dynamic"}
         yield {"q_stages": 3 - schedule.q_stages} if schedule.q_stages < 3 else {"q_stages": 1}

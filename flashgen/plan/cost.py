@@ -12,7 +12,6 @@ from math import ceil
 
 import numpy as np
 import numpy.typing as npt
-import sympy
 
 from flashgen.arch import Arch
 from flashgen.plan.constraints import smem_and_registers
@@ -90,7 +89,7 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
 
     # With a mask, a warpgroup of sm90 computes only the kv tiles that its own 64 rows need; where tiles come
     # from a list, all of the block's.
-    alone = w.mask.condition != sympy.true and not w.mask.listed
+    alone = not (w.mask.keeps_all or w.mask.listed)
     parts = tiling.warps // 4 if tiling.family == "sm90" and alone else 1
     rows = w.tiles(positions // parts, tiling.tile_kv)
     masked = rows.masked / max(rows.visited, 1)

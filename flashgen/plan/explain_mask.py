@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import sympy
-
 from flashgen.plan.coverage import Basis
 from flashgen.plan.model import KernelPlan, MaskPlan, Sm90Schedule
 from flashgen.plan.workload import Workload
@@ -77,7 +75,7 @@ def _reason(mask: MaskPlan) -> str:
     if derived.ranges is not None:
         names = sorted({search.read.func.__name__ for search in derived.ranges.searches})
         return f"before the launch, a kernel searches {' and '.join(names)} for each row's first and last key"
-    if mask.condition == sympy.true:
+    if mask.keeps_all:
         return "every row keeps every key"
     if mask.listed:
         return f"each row keeps up to {len(derived.segments)} intervals of keys, in closed form"

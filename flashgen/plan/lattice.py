@@ -8,8 +8,6 @@ from itertools import product
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-import sympy
-
 from flashgen.arch import Arch
 from flashgen.errors import PlanError, Problem
 from flashgen.plan.constraints import (
@@ -170,7 +168,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     asked for under `tiles.schedule`, and `flashgen tune` tries some; none was ahead everywhere.
     """
     head = workload.head
-    uneven = workload.mask.condition != sympy.true
+    uneven = not workload.mask.keeps_all
     plain = head.closed_form and workload.score == ScorePlan()
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.

@@ -61,6 +61,11 @@ class MaskPlan:
         return cls(label, And(*first, *last), MaskDerivation("bounds", (bounds,)))
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every row keeps every key, however the condition is written."""
+        return self.derivation.route == "bounds" and self.derivation.segments == (RowBounds(None, None),)
+
+    @property
     def listed(self) -> bool:
         """Whether a block visits a list of tiles, rather than one span of them for each of its parts."""
         return self.derivation.route == "map" or len(self.derivation.segments) > 1

@@ -36,6 +36,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         listed=mask.listed,
         plain_ends=plain_ends,
         heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols and not sink,
+        elementwise=score.expr != SCORE or mask.listed,
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
         tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
         row_registers=ROW_REGISTERS * sum(parts),
