@@ -1,7 +1,7 @@
 // attn_fwd_causal_softcap50_bf16_d256_g2_sm80
 //
 // Attention forward for the spec "gemma2-9b": mask causal, score softcap50, bf16, head_dim 256, 2 query
-// heads per K/V head. Tiles of 128 queries x 96 keys, 8 warps, 1 K/V buffer, 163840 bytes of shared memory,
+// heads per K/V head. Tiles of 128 queries x 64 keys, 8 warps, 1 K/V buffer, 131072 bytes of shared memory,
 // 1 block per SM.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_80 -I templates/device -cubin FILE.cu
@@ -23,10 +23,10 @@ constexpr int kHeadDimQk = 256;
 constexpr int kHeadDimV = 256;
 constexpr int kGroup = 2;  // query heads per K/V head
 constexpr int kTileQ = 128;
-constexpr int kTileKv = 96;
+constexpr int kTileKv = 64;
 constexpr int kWarps = 8;
 constexpr int kBlocksPerSm = 1;
-constexpr int kSmemBytes = 163840;
+constexpr int kSmemBytes = 131072;
 constexpr int kSectionBytes = 32 << 20;  // K and V of the heads that are worked on at a time, to stay in L2
 
 constexpr int kThreads = 32 * kWarps;
