@@ -19,7 +19,7 @@ from flashgen.spec.symbols import KV, SCORE
 DIVISION = 6  # of integers by a constant: a multiplication, shifts, a correction
 DIVISION_BY_PARAMETER = 20
 READ = 4  # of a tensor at the key's position: the address, the load, and waiting for some of it
-REGISTERS_PER_READ = 20  # addresses and elements in flight
+REGISTERS_PER_READ = 17  # addresses and elements in flight
 REGISTERS_PER_FUNCTION = 4
 # Of a score, of a list of tiles, and of ends that read tensors, each: measured where 128x64 tiles of
 # head_dim 128 spilled 8 to 88 bytes for sm_80, and 64x160 tiles of head_dim 64 still 16 with 4 (NVRTC 13.0).
