@@ -57,6 +57,12 @@ inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, 
 inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <typename T> T __ldg(const T *address) { return *address; }
+template <typename T> T __ldcg(const T *address) { return *address; }
+template <typename T> void __stcg(T *address, T value) { *address = value; }
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 """
 
 _ALONE = "inline unsigned __ballot_sync(unsigned, bool vote) { return vote; }"
@@ -103,6 +109,12 @@ _INSTRUCTIONS = {
     "lg2.approx": "std::log2(x)",
     "rsqrt.approx": "1.0f / std::sqrt(x)",
     "sqrt.approx": "std::sqrt(x)",
+}
+
+_FLAGS = {
+    "st.release": "__atomic_store_n(flag, 1u, __ATOMIC_RELEASE);",
+    "st.relaxed": "__atomic_store_n(flag, 0u, __ATOMIC_RELAXED);",
+    "ld.acquire": "raised = __atomic_load_n(flag, __ATOMIC_ACQUIRE);",
 }
 
 _DRIVERS = """
@@ -274,6 +286,15 @@ class HostKernel:
         return arrays
 
 
+def compile_device_code(headers: tuple[str, ...], text: str, folder: Path) -> ctypes.CDLL:
+    """Headers of `templates/device/`, for a thread alone, with a program that uses them."""
+    source = folder / "device_code.cpp"
+    library = source.with_suffix(".so")
+    source.write_text("\n".join([_STAND_INS.replace("VOTES", _ALONE), *map(_on_host, headers), text]))
+    _compile(source, library)
+    return ctypes.CDLL(str(library))
+
+
 def _compile(source: Path, library: Path) -> None:
     command = [str(COMPILER), "-std=c++20", "-pthread", "-O1", "-w", "-shared", "-fPIC", "-o", str(library)]
     result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
@@ -295,5 +316,7 @@ def _on_host(header: str) -> str:
     text = re.sub(
         r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element->bits);", text
     )
+    for flag, value in _FLAGS.items():
+        text = re.sub(r'asm volatile\("' + re.escape(flag) + r"[^;]*;[^;]*;", value, text)
     text = re.sub(r"template <>\n.*?pack<.*?\n\}\n", "", text, flags=re.DOTALL)
     return re.sub(r"#pragma once|#include .*", "", text)

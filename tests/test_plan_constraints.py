@@ -56,7 +56,7 @@ def sm90(draw: st.DrawFn) -> Tiling:
             ping_pong=draw(st.booleans()),
             q_stages=draw(st.integers(1, 2)),
             cluster=draw(st.integers(1, 2)),
-            tile_order=draw(st.sampled_from(["static", "dynamic"])),
+            tile_order=draw(st.sampled_from(["static", "dynamic", "stream_k"])),
             pack_gqa=draw(st.booleans()),
             o_aliases_q=draw(st.booleans()),
             producer_registers=producer,

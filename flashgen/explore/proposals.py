@@ -60,7 +60,9 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
                 yield {"output_wait": output_wait, "rescale": rescale}
         if not (plan.mask.keeps_all or plan.mask.listed):
             yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
-        yield {"tile_order": "static" if schedule.tile_order == "dynamic" else "dynamic"}
+        for order in ("static", "dynamic", *(("stream_k",) if plan.mask.keeps_all else ())):
+            if order != schedule.tile_order:
+                yield {"tile_order": order}
         yield {"q_stages": 3 - schedule.q_stages} if schedule.q_stages < 3 else {"q_stages": 1}
         yield {"o_aliases_q": not schedule.o_aliases_q}
     yield {"stages": plan.stages + 1}

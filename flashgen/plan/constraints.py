@@ -25,6 +25,7 @@ from flashgen.plan.tiling import (
     CONSUMER_REGISTERS,
     D16_QK,
     D16_V,
+    DYNAMIC,
     ELEMENT_REGISTERS,
     ELEMENTWISE,
     FRAGMENT_OVERHEAD,
@@ -49,10 +50,11 @@ from flashgen.plan.tiling import (
     REGISTERS_PER_SM,
     SMEM_PER_BLOCK,
     STAGES,
+    STREAM_K,
     SYMBOLS,
     TILE_KV,
-    TILE_ORDER,
     TILE_Q,
+    UNMASKED,
     WARPS,
     Expr,
     Head,
@@ -203,7 +205,7 @@ def _sm90() -> Family:
     allotted = 8 * sympy.floor(sympy.Min(MAX_REGISTERS, REGISTERS_PER_SM / threads) / 8)
     pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
     # q_full and q_empty of a warpgroup with its tile, four barriers of a K/V stage, the cluster's next tile
-    barriers = 36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * TILE_ORDER
+    barriers = 36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * DYNAMIC
     one, widest = sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
     return Family(
@@ -250,6 +252,8 @@ def _sm90() -> Family:
             Requirement(
                 "tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), sympy.Integer(0), _ONE_INTERVAL
             ),
+            Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
+            Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), sympy.Integer(0), "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),
             Requirement(
                 "packed heads alike",

@@ -17,7 +17,7 @@ from flashgen.arch import Arch
 from flashgen.plan.constraints import smem_and_registers
 from flashgen.plan.io import BYTES, IoModel
 from flashgen.plan.model import Sm90Schedule
-from flashgen.plan.order import heads_per_section
+from flashgen.plan.order import divide, heads_per_section
 from flashgen.plan.pipes import block_time
 from flashgen.plan.tiling import Head, Tiling, padded
 from flashgen.plan.workload import Workload
@@ -97,7 +97,11 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     slots = arch.sms * per_sm
     per_part = _by_block(rows.per_q_tile, parts)
     busy = np.maximum(per_part.mean(axis=1) * time.tile, per_part.max(axis=1, initial=0) * time.alone)
-    span = _makespan(np.sort(busy)[::-1] + time.prologue, heads, slots) / arch.clock_hz
+    if isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.tile_order == "stream_k":
+        span = _shared_span(blocks, max(rows.per_q_tile, default=0), slots, time.tile, time.prologue)
+    else:
+        span = _makespan(np.sort(busy)[::-1] + time.prologue, heads, slots)
+    span /= arch.clock_hz
 
     io = IoModel.of(w, positions * shared, tiling.tile_kv, smem, packed_heads=packed)
     hbm_bytes = io.missed(_working_set(tiling, w, counts.q_tiles, slots), arch.l2_bytes)
@@ -148,6 +152,13 @@ def _working_set(tiling: Tiling, w: Workload, q_tiles: int, slots: int) -> float
         return SECTION_IN_USE * section / group * head_bytes
     heads_in_flight = min(w.batch * w.heads_kv, ceil(slots / max(q_tiles * group, 1)))
     return heads_in_flight * head_bytes
+
+
+def _shared_span(tiles: int, key_tiles: int, slots: int, key_tile: float, prologue: float) -> float:
+    """Cycles where the tiles that do not fill a wave are cut into shares; all tiles are equal."""
+    division = divide(tiles, key_tiles, slots)
+    last = division.longest_share * key_tile + prologue if division.shares else 0.0
+    return ceil(division.whole / slots) * (key_tiles * key_tile + prologue) + last
 
 
 def _makespan(lengths: np.ndarray, heads: int, slots: int) -> float:

@@ -35,7 +35,8 @@ class Sm90Schedule:
     ping_pong: bool = True  # one warpgroup does softmax while the other owns the tensor cores
     q_stages: int = 1  # Q buffers; 2 load the next tile's Q during this tile
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
-    tile_order: Literal["static", "dynamic"] = "static"  # dynamic: longest first from an atomic counter
+    # dynamic: longest first from an atomic counter; stream_k: the last wave's tiles are cut into equal shares
+    tile_order: Literal["static", "dynamic", "stream_k"] = "static"
     key_order: Literal["descending", "ascending"] = "descending"  # in which a q tile walks its key tiles
     output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, in, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T
@@ -131,6 +132,11 @@ class KernelPlan:
     parameters: tuple[RuntimeParameter, ...] = ()  # passed at call time
     sink: bool = False  # a logit of each query head joins the softmax's denominator
     why: Explanation = field(default=Explanation(), compare=False)
+
+    @property
+    def stream_k(self) -> bool:
+        """Whether blocks share tiles."""
+        return isinstance(self.schedule, Sm90Schedule) and self.schedule.tile_order == "stream_k"
 
     @property
     def kernel(self) -> str:

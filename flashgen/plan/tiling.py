@@ -23,9 +23,9 @@ def _symbols(names: str) -> Any:
 
 # The unknowns.
 TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warps")
-# Schedule choices; 0 or 1 where they are yes or no, and for a tile order 1 where it is dynamic.
+# Schedule choices; 0 or 1 where they are yes or no. The tile order is two of them.
 _SCHEDULE_SYMBOLS = _symbols(
-    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa tile_order "
+    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k "
     "q_stages cluster producer_registers consumer_registers"
 )
 (
@@ -35,7 +35,8 @@ _SCHEDULE_SYMBOLS = _symbols(
     PING_PONG,
     O_ALIASES_Q,
     PACK_GQA,
-    TILE_ORDER,
+    DYNAMIC,
+    STREAM_K,
     Q_STAGES,
     CLUSTER,
     PRODUCER_REGISTERS,
@@ -45,8 +46,8 @@ _SCHEDULE_SYMBOLS = _symbols(
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
 # Mask and score, see `Head`; 0 or 1 but for the registers.
-_MASK_SYMBOLS = _symbols("closed_form heads_alike elementwise element_registers")
-CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, ELEMENT_REGISTERS = _MASK_SYMBOLS
+_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise element_registers")
+UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, ELEMENT_REGISTERS = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -90,6 +91,7 @@ class Head:
     dim_qk: int
     dim_v: int
     group: int = 1  # query heads per K/V head
+    unmasked: bool = False  # whether every row keeps every key
     has_first: bool = False  # whether the mask bounds a row's keys from below
     closed_form: bool = True  # whether each row keeps one interval, with ends that need no preparation
     listed: bool = False  # whether tiles come from a list
@@ -133,7 +135,7 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
         return 56
     if schedule.cluster > 1 or not head.closed_form:
         return 40
-    if schedule.tile_order == "static" or (schedule.q_stages == 1 and schedule.o_aliases_q):
+    if schedule.tile_order != "dynamic" or (schedule.q_stages == 1 and schedule.o_aliases_q):
         return 24 if head.plain_ends else 32
     return 40 if schedule.q_stages > 1 and head.has_first else 32
 
@@ -159,7 +161,7 @@ class Tiling:
             base, per_fragment = SM90_OVERHEAD + SM90_TESTED_READ * head.tested_reads, 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
-        choices["tile_order"] = choices.get("tile_order") == "dynamic"
+        choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
             TILE_Q: self.tile_q,
@@ -169,6 +171,7 @@ class Tiling:
             HEAD_DIM_QK: head.dim_qk,
             HEAD_DIM_V: head.dim_v,
             GROUP: head.group,
+            UNMASKED: int(head.unmasked),
             CLOSED_FORM: int(head.closed_form),
             HEADS_ALIKE: int(head.heads_alike),
             ELEMENTWISE: int(head.elementwise),

@@ -31,6 +31,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         dim_qk,
         dim_v,
         group,
+        unmasked=mask.keeps_all,
         has_first=mask.listed or any(segment.first is not None for segment in segments),
         closed_form=mask.derivation.route == "bounds" and not mask.listed,
         listed=mask.listed,

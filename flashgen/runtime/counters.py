@@ -1,4 +1,4 @@
-"""The counters from which persistent blocks draw their tiles."""
+"""What persistent blocks agree by: counters that they draw tiles from, flags of tiles that they share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _COUNTER_SPACING = 32  # in int32: one counter to a cache line
 
 
 class TileCounters:
-    """The int32 counters from which persistent blocks draw their tiles: zero before a launch, left at zero by
-    it.
+    """The int32 counters from which persistent blocks draw their tiles, or `words` flags in the place of
+    each: zero before a launch, left at zero by it.
 
     Launches on one stream follow one another and share a counter. A captured launch gets one of its own: its
     graph may be replayed on any stream. Counters of graphs are not taken back; when all are out, a captured
     launch gets a tensor from the graph's own memory, which the graph clears at each replay.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._counters = torch.zeros(_COUNTERS * _COUNTER_SPACING, dtype=torch.int32, device=device)
+    def __init__(self, device: torch.device, words: int = 1) -> None:
+        self._words = -(-words // _COUNTER_SPACING) * _COUNTER_SPACING
+        self._counters = torch.zeros(_COUNTERS * self._words, dtype=torch.int32, device=device)
         torch.cuda.synchronize(device)  # the zeros are written on one stream and read on many
         self._free = iter(range(self._counters.data_ptr(), *self._end()))
         self._of_stream: dict[int, int] = {}
@@ -47,17 +48,17 @@ class TileCounters:
 
     def _cleared_by_graph(self) -> int:
         # Freed at once: within the graph, what reuses the memory comes after the launch on the same stream.
-        return torch.zeros(1, dtype=torch.int32, device=self._device).data_ptr()
+        return torch.zeros(self._words, dtype=torch.int32, device=self._device).data_ptr()
 
     def _end(self) -> tuple[int, int]:
         size = self._counters.element_size()
-        return self._counters.data_ptr() + self._counters.numel() * size, _COUNTER_SPACING * size
+        return self._counters.data_ptr() + self._counters.numel() * size, self._words * size
 
 
 @cache
-def tile_counters(device: torch.device) -> TileCounters:
-    """The counters of a GPU; made with the first kernel that is loaded there."""
-    return TileCounters(device)
+def tile_counters(device: torch.device, words: int = 1) -> TileCounters:
+    """The counters of a GPU; made with the first kernel that is loaded there and needs such."""
+    return TileCounters(device, words)
 
 
 __all__ = ["TileCounters", "tile_counters"]

@@ -34,7 +34,7 @@ from flashgen.runtime.layouts import (
     with_readable,
     without_keys,
 )
-from flashgen.runtime.parameters import Parameters, Shapes, parameters
+from flashgen.runtime.parameters import Parameters, Shapes, flag_count, parameters
 from flashgen.runtime.prepare import Preparation, check_prepared
 
 try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
@@ -73,7 +73,9 @@ class LoadedKernel:
         self.sms = torch.cuda.get_device_properties(device).multi_processor_count
         self.launch_kernel = driver.launchKernel
         self.driver_error = driver.CUDADriverError
-        self._counters = tile_counters(device) if plan.family == "sm90" else None
+        self._counters = None
+        if plan.family == "sm90":
+            self._counters = tile_counters(device, flag_count(plan, self.sms) if plan.stream_k else 1)
         with torch.cuda.device(device):
             try:
                 self._module = _load(cupy, cubin)
@@ -265,6 +267,7 @@ def _enqueuer(
     launch_kernel, driver_error = loaded.launch_kernel, loaded.driver_error
     point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
+    partial_floats, point_at_partials = prepared.partial_floats, prepared.point_at_partials
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
 
@@ -278,6 +281,9 @@ def _enqueuer(
             point_at(q, k, v, o, lse, counter, scale)
             if inputs is not None:
                 _held = preparation(inputs, stream)  # until the launch that reads it is enqueued
+            if partial_floats:
+                _partials = empty_strided((partial_floats,), (1,), torch.float32)
+                point_at_partials(_partials.data_ptr())
             try:
                 launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
             except driver_error as error:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan, Sm90Schedule
-from flashgen.plan.order import heads_per_section
+from flashgen.plan.order import divide, heads_per_section
 from flashgen.runtime.structs import InputFields, Sm80Struct, Sm90Struct, struct_of
 from flashgen.runtime.tensormap import (
     MAP_ALIGNMENT,
@@ -47,17 +47,22 @@ class Parameters(Protocol):
 
     address: int  # of the struct
     grid: int  # thread blocks
-    needs_counter: bool  # whether the kernel draws its tiles from a counter
+    needs_counter: bool  # whether the kernel draws its tiles from a counter, or raises flags
+    partial_floats: int  # fp32 that blocks leave for one another; 0 where they share no tiles
     inputs: InputFields  # what mask and score read
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         """Fill in what one launch brings: addresses (0 where there is no lse or counter) and the scale."""
+
+    def point_at_partials(self, address: int) -> None:
+        """Where blocks leave what they have of shared tiles; `partial_floats` of them."""
 
 
 class Sm80Parameters:
     """Pointers and strides."""
 
     needs_counter = False
+    partial_floats = 0
 
     def __init__(self, plan: KernelPlan, shapes: Shapes) -> None:
         self.struct: Any = struct_of(plan)(
@@ -80,6 +85,9 @@ class Sm80Parameters:
         words = self._words
         words[0], words[1], words[2], words[3], words[4] = q, k, v, o, lse
         self._floats[_SM80_SCALE] = scale
+
+    def point_at_partials(self, address: int) -> None:
+        raise AssertionError("blocks of the sm80 family share no tiles")
 
 
 class Sm90Parameters:
@@ -121,8 +129,17 @@ class Sm90Parameters:
         struct.tiles = tiles
         kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
         struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
-        self.grid = min(tiles, sms * plan.blocks_per_sm // schedule.cluster) * schedule.cluster
+        blocks = sms * plan.blocks_per_sm
+        self.grid = min(tiles, blocks // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
+        self.partial_floats = 0
+        if plan.stream_k:
+            key_tiles = -(-shapes.k[1] // plan.tile_kv)
+            division = divide(tiles, key_tiles, blocks)
+            struct.whole_tiles, struct.shares = division.whole, division.shares
+            self.grid = max(self.grid, struct.shares)
+            self.needs_counter = struct.shares > 0
+            self.partial_floats = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         words = self._words
@@ -132,6 +149,9 @@ class Sm90Parameters:
             self._move([q, k, v, o])
         words[_SM90_LSE], words[_SM90_COUNTER] = lse, counter
         self._floats[_SM90_SCALE] = scale
+
+    def point_at_partials(self, address: int) -> None:
+        self.struct.partials = address
 
     def _move(self, data: list[int]) -> None:
         for index, (old, new) in enumerate(zip(self._data, data, strict=True)):
@@ -150,6 +170,16 @@ class Sm90Parameters:
         if 0 in self._data:
             self._writable = all(map(begins_with_address, self._maps, data))
         self._data = data
+
+
+def flag_count(plan: KernelPlan, sms: int) -> int:
+    """One for each warpgroup of each block."""
+    return sms * plan.blocks_per_sm * plan.warps // 4
+
+
+def partial_floats(head_dim_v: int) -> int:
+    """Of `Partial` in templates/device/stream_k.cuh: O, two maxima with references, two sums a thread."""
+    return 128 * (4 * -(-head_dim_v // 8) + 6)
 
 
 def _views(struct: ctypes.Structure) -> tuple[memoryview[int], memoryview[float]]:
@@ -201,5 +231,7 @@ __all__ = [
     "Shapes",
     "Sm80Parameters",
     "Sm90Parameters",
+    "flag_count",
     "parameters",
+    "partial_floats",
 ]

@@ -59,16 +59,23 @@ class Sm90Struct(ctypes.Structure):
     )
 
 
+_STREAM_K = (
+    ("partials", ctypes.c_void_p),
+    ("whole_tiles", ctypes.c_int32),
+    ("shares", ctypes.c_int32),
+)
+
 PREPARED = {None: (), "ranges": ("key_first", "key_last"), "map": ("tile_counts", "tile_list")}
 """The int32 arrays that a plan's preparation writes."""
 
 
 @lru_cache(maxsize=256)
 def struct_of(plan: KernelPlan) -> type[ctypes.Structure]:
-    """`AttentionParams` of a plan: its family's members, its inputs, and the bytes that C pads it with."""
+    """`AttentionParams` of a plan: its family's members, those of stream-K, its inputs, and C's padding."""
     family: Any = Sm90Struct if plan.family == "sm90" else Sm80Struct
     inputs = _inputs_struct(plan)
-    fields = [*family._fields_, *([("inputs", inputs)] if inputs else [])]
+    shared = _STREAM_K if plan.stream_k else ()
+    fields = [*family._fields_, *shared, *([("inputs", inputs)] if inputs else [])]
     if plan.family == "sm90":  # aligned as the tensor maps in it, of which ctypes knows nothing
         name, last = fields[-1]
         end = getattr(_struct("AttentionParams", fields), name).offset + ctypes.sizeof(last)

@@ -69,7 +69,7 @@ class Schedule(Record, Mapping[str, Any]):
     ping_pong: Flag | None = None
     q_stages: Annotated[int, size(1, 4)] | None = None
     cluster: Annotated[int, size(1, 16)] | None = None
-    tile_order: Literal["static", "dynamic"] | None = None
+    tile_order: Literal["static", "dynamic", "stream_k"] | None = None
     key_order: Literal["descending", "ascending"] | None = None
     output_wait: Literal["early", "middle", "late"] | None = None
     rescale: Literal["early", "late"] | None = None

@@ -26,7 +26,8 @@ def kernel_of(case: Case, family: str) -> Kernel:
     """The kernel of `family` for a case: its lengths, batch and number of heads play no part."""
     general = replace(case, heads_kv=1, batch=4, seqlen_q=1024, seqlen_kv=1024)
     tiles = {} if case.tiles == "auto" else case.tiles
-    return _kernel(replace(general, tiles={**tiles, "schedule": {"family": family}}).text())
+    schedule = {**tiles.get("schedule", {}), "family": family}
+    return _kernel(replace(general, tiles={**tiles, "schedule": schedule}).text())
 
 
 @cache
