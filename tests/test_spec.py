@@ -181,6 +181,7 @@ schedules = maybe(
     cluster=st.integers(1, 4),
     tile_order=st.sampled_from(["static", "dynamic", "stream_k"]),
     key_order=st.sampled_from(["descending", "ascending"]),
+    edge_tiles=st.sampled_from(["inline", "apart"]),
     output_wait=st.sampled_from(["early", "middle", "late"]),
     rescale=st.sampled_from(["early", "late"]),
     consumer_registers=sizes(24, 240, 8),

@@ -60,6 +60,8 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
                 yield {"output_wait": output_wait, "rescale": rescale}
         if not (plan.mask.keeps_all or plan.mask.listed):
             yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
+            if plan.mask.derivation.route == "bounds":
+                yield {"edge_tiles": "inline" if schedule.edge_tiles == "apart" else "apart"}
         for order in ("static", "dynamic", *(("stream_k",) if plan.mask.keeps_all else ())):
             if order != schedule.tile_order:
                 yield {"tile_order": order}

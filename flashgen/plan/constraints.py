@@ -20,6 +20,7 @@ import sympy
 from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import (
+    APART,
     CLOSED_FORM,
     CLUSTER,
     CONSUMER_REGISTERS,
@@ -252,6 +253,7 @@ def _sm90() -> Family:
             Requirement(
                 "tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), sympy.Integer(0), _ONE_INTERVAL
             ),
+            Requirement("edge tiles apart", APART, CLOSED_FORM * (1 - UNMASKED), _ONE_INTERVAL),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
             Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), sympy.Integer(0), "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),

@@ -23,9 +23,10 @@ def _symbols(names: str) -> Any:
 
 # The unknowns.
 TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warps")
-# Schedule choices; 0 or 1 where they are yes or no. The tile order is two of them.
+# Schedule choices; 0 or 1 where they are yes or no. Choices of more than two
+# are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
-    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k "
+    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k apart "
     "q_stages cluster producer_registers consumer_registers"
 )
 (
@@ -37,6 +38,7 @@ _SCHEDULE_SYMBOLS = _symbols(
     PACK_GQA,
     DYNAMIC,
     STREAM_K,
+    APART,
     Q_STAGES,
     CLUSTER,
     PRODUCER_REGISTERS,
@@ -162,6 +164,7 @@ class Tiling:
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}
+        choices["apart"] = choices.get("edge_tiles") == "apart"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
             TILE_Q: self.tile_q,

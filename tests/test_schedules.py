@@ -1,0 +1,49 @@
+"""Every choice of an sm90 schedule that the solver does not make by itself, asked for under `tiles`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attention_cases import Case
+
+from flashgen.arch import arch
+from flashgen.build import compile_source
+from flashgen.codegen import render
+from flashgen.errors import PlanError
+from flashgen.plan import solve
+
+MASKS: tuple[Any, ...] = ("full", "causal", {"window": 300})
+CHOICES: tuple[dict[str, Any], ...] = (
+    {"p_in_registers": False},
+    {"overlap": False},
+    {"ping_pong": False},
+    {"cluster": 2},
+    {"pack_gqa": True},
+    {"key_order": "ascending"},
+    {"edge_tiles": "apart"},
+    {"output_wait": "early"},
+    {"output_wait": "late", "rescale": "late"},
+    {"tile_order": "static"},
+    {"tile_order": "dynamic"},
+    {"tile_order": "stream_k"},
+    {"tile_order": "stream_k", "o_aliases_q": True, "key_order": "ascending"},
+)
+IMPOSSIBLE = {("full", "edge_tiles"), ("causal", "stream_k"), ("window", "stream_k")}
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: "-".join(f"{k}={v}" for k, v in c.items()))
+@pytest.mark.parametrize("mask", MASKS, ids=lambda m: m if isinstance(m, str) else "window")
+def test_choices_compile_without_spills(mask: Any, choice: dict[str, Any]) -> None:
+    tiles = {"q": 128, "kv": 96, "schedule": {"family": "sm90", **choice}}
+    case = Case(128, 128, group=4, mask=mask, seqlen_q=2048, seqlen_kv=2048, tiles=tiles)
+    name = mask if isinstance(mask, str) else "window"
+    if IMPOSSIBLE & {(name, word) for pair in choice.items() for word in pair}:
+        with pytest.raises(PlanError, match="needs a mask"):
+            solve(case.spec(), arch("sm_90a"))
+        return
+    plan = solve(case.spec(), arch("sm_90a"))
+    assert all(getattr(plan.schedule, key) == value for key, value in choice.items())
+    resources = compile_source(render(plan), plan.target, dynamic_smem=plan.smem_bytes).resources
+    assert resources.spill_bytes == 0
