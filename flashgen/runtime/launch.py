@@ -23,7 +23,7 @@ from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_scale
 from flashgen.runtime.counters import tile_counters
-from flashgen.runtime.inputs import Inputs, Sizes
+from flashgen.runtime.inputs import NO_INPUTS, Inputs, Sizes
 from flashgen.runtime.layouts import (
     ALIGNMENT,
     Outputs,
@@ -265,6 +265,7 @@ def _enqueuer(
     launch_kernel, driver_error = loaded.launch_kernel, loaded.driver_error
     point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
+    absent = NO_INPUTS if plan.preparation else None  # a mask that reads nothing may need a map all the same
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
 
@@ -276,8 +277,8 @@ def _enqueuer(
             counter = free_counter(stream) if free_counter else 0
         with lock:
             point_at(q, k, v, o, lse, counter, scale)
-            if inputs is not None:
-                _held = preparation(inputs, stream)  # until the launch that reads it is enqueued
+            if (given := inputs or absent) is not None:
+                _held = preparation(given, stream)  # until the launch that reads it is enqueued
             try:
                 launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
             except driver_error as error:
