@@ -27,6 +27,7 @@ INPUTS = (
     TensorInput("limit", ("batch",), "int32"),
     TensorInput("local", ("head",), "bool"),
     TensorInput("keep", ("q", "kv"), "bool"),
+    TensorInput("rank", ("q", "kv"), "int32", sorted=True),
 )
 CHUNK, SIZE = (parameter.symbol for parameter in RUNTIME)
 LENGTHS = [(7, 7), (3, 11), (11, 3), (9, 0)]
@@ -60,6 +61,7 @@ def values(batch: int, head: int, chunk: int, size: int) -> dict[str, Any]:
         "limit": lambda b: [4, 9][b],
         "local": lambda h: [0, 1, 1, 0][h],
         "keep": lambda q, kv: (q * 3 + kv * 5) % 7 < 3,
+        "rank": lambda q, kv: near(loose[0], q) + near(doc[0], kv),
     }
 
 
@@ -167,6 +169,7 @@ def test_sorted_tensors_are_ranges(text: str) -> None:
         ),
         ("kv <= 9 - q", None, None),
         ("kv % 4 < 2", None, None),
+        ("rank[q, kv] <= 5", None, None),  # sorted, but each row in its own way
         ("loose[q] == loose[kv] and kv <= q", None, Q),
         ("keep[q, kv]", None, None),
         ("kv <= loose[q]", None, None),
@@ -233,7 +236,7 @@ def test_the_floor_of_a_root_is_not_taken_for_the_root() -> None:
 # -- random conditions ---------------------------------------------------------------------------------------
 
 small = st.integers(-6, 6)
-doc, loose, limit, local, keep = (tensor.function for tensor in INPUTS)
+doc, loose, limit, local, keep, rank = (tensor.function for tensor in INPUTS)
 
 
 @st.composite
@@ -282,7 +285,7 @@ def comparisons(draw: st.DrawFn) -> sympy.Basic:
         st.sampled_from(
             [
                 KV, KV, 2 * KV, -KV, 3 * KV, floor(KV / 3), 2 * floor((KV - 1) / 4), sympy.Abs(Q - KV),
-                floor(KV / CHUNK) * CHUNK, doc(BATCH, KV), -doc(BATCH, KV), loose(BATCH, KV), modulo(KV, 3),
+                floor(KV / CHUNK) * CHUNK, doc(BATCH, KV), -doc(BATCH, KV), loose(BATCH, KV), rank(Q, KV), modulo(KV, 3),
                 Max(KV, 4), Min(KV, Q - 2), Piecewise((KV, KV > 3), (2 * KV, True), evaluate=False),
             ]
         )

@@ -234,7 +234,8 @@ class ConditionReader:
         key = (read, relation, value)
         if key not in self.searches:
             result = sympy.Symbol(f"key_found{len(self.searches)}", integer=True)
-            self.prover.slopes[result] = self.prover.slope(value)
+            rows_differ = self.prover.depends_on_q(read)  # each row then searches keys of its own
+            self.prover.slopes[result] = None if rows_differ else self.prover.slope(value)
             self.searches[key] = Search(result, read, relation, value)
         return self.searches[key].result
 
