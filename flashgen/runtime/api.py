@@ -94,7 +94,8 @@ def attention(
         causal: keep the keys up to each query; the last query is aligned with the last key.
         window: of those, keep the last `window`; implies `causal`.
         mask: any mask of the spec language, instead of the two: text, ``{"window": 4096}``, or a Python
-            function of the language's variables (see `flashgen.spec.trace`), which each call runs anew.
+            function of the language's variables (see `flashgen.spec.trace`). What a function reads from
+            around it counts as it is at the call.
         score: what becomes of ``score = scale * (Q . K)`` before the softmax; text or function likewise.
         tensors: what mask and score read, by name: fp32, fp16, bf16, int32 or bool. The axes are those that
             its subscripts name (``bias[head, q, kv]``; one or two leading dimensions more are the batch and

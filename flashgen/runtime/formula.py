@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from flashgen.errors import LaunchError, SpecError
+from flashgen.runtime.functions import text_of
 from flashgen.runtime.inputs import INPUT_DTYPES
 from flashgen.spec.gallery import GALLERY
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.syntax import nowhere, split
-from flashgen.spec.trace import trace
 
 Expression = str | Mapping[str, Any] | Callable[..., Any]
 """A mask or a score: text of the language, ``{name: value}``, or a Python function of symbols."""
@@ -79,18 +79,17 @@ class Formula:
 
 
 def texts_of(
-    mask: Expression, score: Expression | None, tensors: Iterable[str], params: Iterable[str]
+    mask: Expression, score: Expression | None, tensors: tuple[str, ...], params: tuple[str, ...]
 ) -> tuple[str, str]:
     """Mask and score as JSON texts. `tensors` and `params` are the names that functions may take.
 
     Raises:
         SpecError: a function does what the language has no words for.
     """
-    names = {"tensors": tuple(tensors), "params": tuple(params)}
     if callable(mask):
-        mask = trace(mask, kind="mask", **names)
+        mask = text_of(mask, kind="mask", tensors=tensors, params=params)
     if callable(score):
-        score = trace(score, kind="score", **names)
+        score = text_of(score, kind="score", tensors=tensors, params=params)
     return json.dumps(mask, sort_keys=True), json.dumps("score" if score is None else score, sort_keys=True)
 
 
