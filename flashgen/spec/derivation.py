@@ -30,6 +30,7 @@ from flashgen.spec.bounds import (
 )
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, Q
+from flashgen.spec.values import has_large_integer
 
 Route = Literal["bounds", "ranges", "map"]
 
@@ -139,6 +140,8 @@ class _Derivation:
             raise _NotIntervalsError
         segments = tuple(self.segment(box) for box in self.ascending(boxes))
         ends = [end for segment in segments for end in (segment.first, segment.last) if end is not None]
+        if any(map(self.is_beyond_kernels, ends)):
+            raise _NotIntervalsError
         if not any(self.needs_preparation(end) for end in ends):
             return MaskDerivation("bounds", segments or (RowBounds(None, S.NegativeOne),), over=self.over)
         if len(segments) > 1:
@@ -282,6 +285,11 @@ class _Derivation:
             return True
         return any(self.prove.depends_on_q(read) for read in end.atoms(AppliedUndef))
 
+    def is_beyond_kernels(self, end: Expr) -> bool:
+        """Whether it, or what it is searched by, holds constants that int32 does not."""
+        searched = [s.value for s in self.reader.searches.values() if end.has(s.result)]
+        return any(map(has_large_integer, (end, *searched)))
+
     # -- the map
 
     def map(self, condition: Boolean) -> MaskDerivation:
@@ -340,7 +348,9 @@ class _Derivation:
 
     def usable(self, end: Expr | None) -> Expr | None:
         """The end, where the map's kernel can have it."""
-        if end is None or self.needs_preparation(end) or not self.prove.nondecreasing_in_q(end):
+        if end is None or self.needs_preparation(end) or self.is_beyond_kernels(end):
+            return None
+        if not self.prove.nondecreasing_in_q(end):
             return None
         return end
 
