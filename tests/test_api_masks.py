@@ -12,8 +12,8 @@ from torch import Tensor
 
 import flashgen
 from flashgen.errors import LaunchError, SpecError
-from flashgen.runtime import Kernel, attention, interpret, load
-from flashgen.runtime.prepare import Prepared
+from flashgen.runtime import Kernel, attention, decisions, interpret, load
+from flashgen.runtime.preparation import Prepared
 
 CASE = Case(heads_kv=2, group=2, batch=2, seqlen_q=60, seqlen_kv=90)
 FORWARD = torch.ops.flashgen.forward.default
@@ -257,6 +257,46 @@ def test_attention_compiles_without_graph_breaks(
         lambda q, k, v: attention(q, k, v, **options), fullgraph=True, backend="aot_eager", dynamic=dynamic
     )
     assert torch.equal(compiled(*qkv), attention(*qkv, **options))
+
+
+PREPARED: dict[str, dict[str, Any]] = {
+    "ranges": {"mask": "document", "tensors": {"doc": DOC}},
+    "a map": {"mask": lambda q, kv: (kv <= q) & ((q - kv) % 3 == 0)},
+    "a map of a tensor": {"mask": "doc[q] == doc[kv]", "tensors": {"doc": DOC}, "score": "softcap(5)"},
+    "a map of a parameter": {"mask": "causal and (q - kv) % step == 0", "params": {"step": 5}},
+    "nothing": {"causal": True, "sink": SLOPE},
+}
+
+
+@pytest.mark.parametrize("options", PREPARED.values(), ids=PREPARED.keys())
+def test_prepared_once_for_many_calls_of_attention(
+    options: dict[str, Any], qkv: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = attention(*qkv, **options)
+    prepared = flashgen.prepare(*qkv, **options)
+    monkeypatch.setattr(decisions, "prepared_in_torch", lambda plan, elements: ())  # nor can calls prepare
+    assert torch.equal(attention(*qkv, prepared=prepared, **options), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, prepared=prepared, **options), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(*qkv), expected)
+
+
+def test_what_is_prepared_for_another_attention_is_refused(qkv: tuple[Tensor, ...]) -> None:
+    q, k, v = qkv
+    step = {"mask": "causal and (q - kv) % step == 0"}
+    prepared = flashgen.prepare(q, k, v, params={"step": 5}, **step)
+    with pytest.raises(LaunchError, match="made for other parameters"):
+        attention(q, k, v, params={"step": 6}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for other shapes"):
+        attention(q[:, 1:], k, v, params={"step": 5}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for another mask or score"):
+        attention(q, k, v, causal=True, prepared=prepared)
+    with pytest.raises(LaunchError, match="computes in bf16"):
+        attention(q.half(), k.half(), v.half(), params={"step": 5}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for other kernel"):
+        load(case_of("runtime step").spec())(q, k, v, params={"step": 5}, prepared=prepared)
 
 
 def test_a_function_is_run_anew_by_each_call(

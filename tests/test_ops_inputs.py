@@ -16,7 +16,7 @@ from flashgen.build import compile_source
 from flashgen.codegen import render
 from flashgen.errors import LaunchError
 from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange
-from flashgen.runtime.prepare import prepared_shapes
+from flashgen.runtime.preparation import prepared_shapes
 from flashgen.runtime.structs import PREPARED, struct_of
 
 

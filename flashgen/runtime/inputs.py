@@ -58,7 +58,7 @@ class Inputs:
     tensors: tuple[Tensor, ...] = ()
     params: tuple[float, ...] = ()
     sink: Tensor | None = None  # fp32 [heads_q]
-    prepared: tuple[Tensor, ...] = ()  # see `flashgen.runtime.prepare`; empty: each call prepares
+    prepared: tuple[Tensor, ...] = ()  # see `flashgen.runtime.preparation`; empty: each call prepares
 
     def signature(self) -> tuple[object, ...]:
         """Everything that a prepared launch depends on, apart from addresses and numbers."""

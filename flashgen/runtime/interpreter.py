@@ -1,11 +1,11 @@
 """The interpreter: runs a plan on CPU tensors tile by tile, as its kernel does.
 
-It takes the plan's decisions from where the kernels' come from (`plan.tiles`, and `runtime.prepare` for what
-is computed before a launch): which K/V tiles a q tile visits, in which order, and which of them are masked. A
-tile that is not masked is not masked here either, and K and V are padded with zeros to whole tiles as in
-shared memory, so that a wrong decision shows in the result. The arithmetic is that of FlashAttention-2 (Dao
-2023, section 3.1): online softmax in fp32, exponentials to base 2 with the scale folded in, P rounded to the
-tensors' dtype before the second product, fp32 accumulation.
+It takes the plan's decisions from where the kernels' come from (`plan.tiles`, and `runtime.preparation` for
+what is computed before a launch): which K/V tiles a q tile visits, in which order, and which of them are
+masked. A tile that is not masked is not masked here either, and K and V are padded with zeros to whole tiles
+as in shared memory, so that a wrong decision shows in the result. The arithmetic is that of FlashAttention-2
+(Dao 2023, section 3.1): online softmax in fp32, exponentials to base 2 with the scale folded in, P rounded to
+the tensors' dtype before the second product, fp32 accumulation.
 """
 
 from __future__ import annotations

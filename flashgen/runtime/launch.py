@@ -35,7 +35,7 @@ from flashgen.runtime.layouts import (
     without_keys,
 )
 from flashgen.runtime.parameters import Parameters, Shapes, parameters
-from flashgen.runtime.prepare import Preparation, check_prepared
+from flashgen.runtime.preparation import Preparation, check_prepared
 
 try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
     from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided  # type: ignore[attr-defined]

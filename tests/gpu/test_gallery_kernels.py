@@ -20,7 +20,7 @@ from flashgen.runtime import Kernel
 from flashgen.runtime.devices import target_of
 from flashgen.runtime.elements import Elements
 from flashgen.runtime.inputs import Declarations, Sizes, arrange
-from flashgen.runtime.prepare import prepared_in_torch
+from flashgen.runtime.preparation import prepared_in_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
