@@ -287,7 +287,8 @@ def comparisons(draw: st.DrawFn) -> sympy.Basic:
             [
                 KV, KV, 2 * KV, -KV, 3 * KV, floor(KV / 3), 2 * floor((KV - 1) / 4), sympy.Abs(Q - KV),
                 floor(KV / CHUNK) * CHUNK, doc(BATCH, KV), -doc(BATCH, KV), loose(BATCH, KV), rank(Q, KV),
-                modulo(KV, 3), Max(KV, 4), Min(KV, Q - 2), Piecewise((KV, KV > 3), (2 * KV, True), evaluate=False),
+                modulo(KV, 3), Max(KV, 4), Min(KV, Q - 2),
+                Piecewise((KV, KV > 3), (2 * KV, True), evaluate=False),
             ]
         )
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from typing import Literal
 
@@ -117,11 +118,11 @@ class _Box:
     lasts: tuple[Expr, ...] = ()
     guards: frozenset[Guard] = frozenset()
 
-    @property
+    @cached_property  # sympy compares the ends of a Max pair by pair
     def first(self) -> Expr | None:
         return Max(*self.firsts) if self.firsts else None
 
-    @property
+    @cached_property
     def last(self) -> Expr | None:
         return Min(*self.lasts) if self.lasts else None
 
