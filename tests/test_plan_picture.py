@@ -85,6 +85,20 @@ def test_searches_are_spelled_out() -> None:
     assert last == "(first kv with doc[batch, kv] > doc[batch, q]) - 1"
 
 
+def test_many_searches_are_told_apart() -> None:
+    names = [f"doc{letter}" for letter in "abcdef"]
+    said = explained(
+        " and ".join(f"{name}[q] == {name}[kv]" for name in names),
+        tensors={n: {"index": ["batch", "kv"], "dtype": "int32", "sorted": True} for n in names},
+    )
+    assert said.route == "ranges"
+    ((first, last),) = said.keys
+    assert "key_found" not in first + last
+    for text, relation in ((first, ">="), (last, ">")):
+        for name in names:
+            assert text.count(f"(first kv with {name}[batch, kv] {relation} {name}[batch, q])") == 1
+
+
 def test_what_shares_rest_on_is_said() -> None:
     assert "samples" in explained("document").caveat
     unknown = explained("causal and q - kv < size", params={"size": "runtime"})

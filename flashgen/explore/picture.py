@@ -57,7 +57,7 @@ def draw_tiles(plan: KernelPlan, work: Workload, path: Path) -> None:
     figure.suptitle(_title(plan, work, shown), fontsize=11)
     shares = {
         TileClass.SKIPPED: ("skipped", shown.skipped),
-        TileClass.FULL: ("full", shown.full),
+        TileClass.FULL: ("full: visited without masking", shown.full),
         TileClass.PARTIAL: ("partial: masked", shown.partial),
     }
     patches = [
@@ -121,8 +121,8 @@ def _title(plan: KernelPlan, work: Workload, shown: MaskExplanation) -> str:
     condition = shown.condition if len(shown.condition) <= 70 else plan.mask.label
     lines = [
         f"{plan.spec}: {condition}",
-        f"{work.seqlen_q:,} x {work.seqlen_kv:,}, tiles of {positions(plan)} x {plan.tile_kv}, "
-        f"route {shown.route}",
+        f"{work.seqlen_q:,} queries x {work.seqlen_kv:,} keys in tiles of "
+        f"{positions(plan)} x {plan.tile_kv}; route: {shown.route}",
     ]
     group = _tiles_of_a_dot(work, plan)
     notes = [shown.caveat, f"each dot {group} x {group} tiles, the costliest of them" if group > 1 else ""]
