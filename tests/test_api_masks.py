@@ -358,6 +358,13 @@ def test_leading_dimensions_are_batch_and_head() -> None:
         ({"score": "softcap(cap)", "params": {"cap": 1, "cup": 2}}, LaunchError, "reads no parameter .cup."),
         ({"mask": "q - kv < size", "params": {"size": 0}}, LaunchError, "an integer from 1"),
         ({"score": "alibi", "tensors": {"slope": SLOPE[:3]}}, LaunchError, "has 3 elements along axis head"),
+        ({"score": "alibi", "tensors": {"slope": [0.5, 0.25]}}, LaunchError, "'slope' is a list, not"),
+        ({"score": "alibi", "tensors": {"slope": (SLOPE, "head")}}, LaunchError, "'slope' is a tuple, not"),
+        ({"mask": "q - kv < size", "params": {"size": "4"}}, LaunchError, "must be a number, but .* '4'"),
+        ({"mask": "q - kv < size", "params": {"size": torch.tensor(4)}}, LaunchError, "must be a number"),
+        ({"mask": torch.ones(60, 90).bool()}, SpecError, r"Tensor has no place in a mask\n.*into `tensors`"),
+        ({"mask": {"window": torch.tensor(3)}}, SpecError, "a Tensor has no place in a mask"),
+        ({"mask": "document", "tensors": {"doc": DOC.flip(1)}}, LaunchError, "doc falls along kv"),
     ],
 )  # fmt: skip
 def test_what_attention_refuses(

@@ -26,10 +26,11 @@ from flashgen.runtime.formula import (
     bare,
     formula_of,
     given_tensor,
+    json_text,
     tables,
     texts_of,
 )
-from flashgen.runtime.inputs import Inputs, Sizes
+from flashgen.runtime.inputs import Inputs, Sizes, numbers
 from flashgen.runtime.kernel import Kernel
 from flashgen.runtime.preparation import Prepared, check_use
 from flashgen.runtime.shaped import Order, ShapedAttention
@@ -102,7 +103,8 @@ def attention(
         score: what becomes of ``score = scale * (Q . K)`` before the softmax; text or function likewise.
         tensors: what mask and score read, by name: fp32, fp16, bf16, int32 or bool. The axes are those that
             its subscripts name (``bias[head, q, kv]``; one or two leading dimensions more are the batch and
-            the head), or the gallery's, or given: ``{"bias": (bias, ["head", "q", "kv"])}``.
+            the head), or the gallery's, or given: ``{"bias": (bias, ["head", "q", "kv"])}``. The gallery's
+            ``document`` promises that `doc` never falls; of others write ``doc[q] == doc[kv]``.
         params: numbers that mask and score name. Another value needs no other kernel; a number written in the
             text makes a kernel of its own, which may be faster.
         sink: logits that join the softmax's denominator, fp32 [heads_q].
@@ -172,7 +174,7 @@ def _resolved(
     # under torch.compile, index() makes a number of a symbolic length
     lengths = tuple(index(values[at].shape[dim]) for at, dim in _tables(texts, given))
     key = _formula_key(texts, given, lengths, tuple(params), sink is not None)
-    return key, Inputs(values, tuple(float(number) for number in params.values()), sink)
+    return key, Inputs(values, numbers(params), sink)
 
 
 def _with_prepared(key: str, inputs: Inputs, prepared: Prepared) -> Inputs:
@@ -226,12 +228,12 @@ def _shaped(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttent
     try:
         return _of_mask(causal, mask, window)
     except TypeError:  # a mapping cannot be hashed
-        return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
+        return _of_formula(Formula(json_text(_chosen_mask(causal, mask, window), "mask")))
 
 
 @cache
 def _of_mask(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttention:
-    return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
+    return _of_formula(Formula(json_text(_chosen_mask(causal, mask, window), "mask")))
 
 
 @cache

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -90,13 +90,39 @@ def texts_of(
         mask = text_of(mask, kind="mask", tensors=tensors, params=params)
     if callable(score):
         score = text_of(score, kind="score", tensors=tensors, params=params)
-    return json.dumps(mask, sort_keys=True), json.dumps("score" if score is None else score, sort_keys=True)
+    return json_text(mask, "mask"), json_text("score" if score is None else score, "score")
+
+
+def json_text(formula: object, kind: str) -> str:
+    """A mask or score, text or mapping, as JSON. Raises `SpecError` for what is neither."""
+
+    def refused(value: object) -> NoReturn:
+        hint = (
+            "a tensor goes into `tensors`, and is read: mask='keep[q, kv]', tensors={'keep': keep}"
+            if isinstance(value, Tensor)
+            else None
+        )
+        raise SpecError(f"a {type(value).__name__} has no place in a {kind}", hint=hint)
+
+    return json.dumps(formula, sort_keys=True, default=refused)
 
 
 def given_tensor(name: str, given: GivenTensor) -> Given:
-    """What is known of a tensor that a caller passes."""
+    """What is known of a tensor that a caller passes. Raises `LaunchError` for what is none."""
+    if not (isinstance(given, Tensor) or _is_pair(given)):
+        raise LaunchError(
+            f"'{name}' is a {type(given).__name__}, not a tensor",
+            hint=f"tensors={{'{name}': tensor}}, or (tensor, ['head', 'q', 'kv']) with its axes",
+        )
     tensor = bare(given)
     return Given(name, tensor.dtype, tensor.dim(), None if isinstance(given, Tensor) else tuple(given[1]))
+
+
+def _is_pair(given: object) -> bool:
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    tensor, axes = given
+    return isinstance(tensor, Tensor) and isinstance(axes, list | tuple)
 
 
 def bare(given: GivenTensor) -> Tensor:

@@ -20,7 +20,7 @@ from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_kernel, check_scale
 from flashgen.runtime.decisions import Decisions
 from flashgen.runtime.elements import Box, Elements
-from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange, check_inputs
+from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange, check_inputs, check_sorted
 from flashgen.spec.symbols import SCORE
 
 _LOG2_E = math.log2(math.e)
@@ -65,6 +65,7 @@ def interpret_with(
     check_kernel(q, k, v, plan, name=plan.kernel)
     declared, sizes = Declarations.of(plan), Sizes.of(q, k, plan.align)
     check_inputs(declared, inputs, sizes, q.device)
+    check_sorted(declared, inputs)  # a kernel cannot without waiting
     scale = plan.scale if scale is None else scale
     check_scale(scale)
     o = q.new_zeros(sizes.batch, sizes.seqlen_q, sizes.heads_q, plan.head_dim_v)
