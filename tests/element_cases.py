@@ -87,6 +87,22 @@ MASKS = {
     "documents, windows": {"mask": "document and window(30)"},
 }
 
+# What may leave 32 bits on the way.
+PRODUCTS = {
+    "of positions": {"mask": "q * kv % 7 < 3"},
+    "of a position and a length": {"mask": "(q * seqlen_kv + kv) % 7 < 3"},
+    "squares": {"mask": "q * q // 1000 >= kv"},
+    "squares compared": {"mask": "kv * kv <= q * q - 1000000 * q"},
+    "with large constants": {"mask": "(q * 1103515245 + kv * 12345) % 65536 < 3000"},
+    "with what is known at run time": {"mask": "(q - kv) * step % 11 == 3", "params": "{step: runtime}"},
+    "over a product of lengths": {"score": "score + (q * kv - kv * kv) // (seqlen_kv * seqlen_q)"},
+    "of a diagonal": {"score": "score + (q - kv) ** 2 // 3 % 11"},
+    "in a subscript": {
+        "score": "score + table[q * kv]",
+        "tensors": "{table: {index: [1000], dtype: fp32}}",
+    },
+}
+
 
 def solved(mask: str = "full", score: str = "score", params: str = "{}", tensors: str = "{}") -> KernelPlan:
     """A plan for the Ampere family."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from element_cases import PLANS, SCORES, Case, solved
+from element_cases import PLANS, PRODUCTS, SCORES, Case, solved
 from host_kernel import COMPILER
 
 from flashgen.plan.tiles import visits
@@ -137,20 +137,6 @@ def test_divisors_of_every_size_at_call_time(step: int, compiled: Path) -> None:
 
 
 LONG = 2**20
-PRODUCTS = {
-    "of positions": {"mask": "q * kv % 7 < 3"},
-    "of a position and a length": {"mask": "(q * seqlen_kv + kv) % 7 < 3"},
-    "squares": {"mask": "q * q // 1000 >= kv"},
-    "squares compared": {"mask": "kv * kv <= q * q - 1000000 * q"},
-    "with large constants": {"mask": "(q * 1103515245 + kv * 12345) % 65536 < 3000"},
-    "with what is known at run time": {"mask": "(q - kv) * step % 11 == 3", "params": "{step: runtime}"},
-    "over a product of lengths": {"score": "score + (q * kv - kv * kv) // (seqlen_kv * seqlen_q)"},
-    "of a diagonal": {"score": "score + (q - kv) ** 2 // 3 % 11"},
-    "in a subscript": {
-        "score": "score + table[q * kv]",
-        "tensors": "{table: {index: [1000], dtype: fp32}}",
-    },
-}
 
 
 @on_host

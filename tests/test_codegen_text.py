@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from codegen_plans import sm80_plan
-from element_cases import MASKS, PLANS, SCORES, solved
+from element_cases import MASKS, PLANS, PRODUCTS, SCORES, solved
 
 from flashgen.codegen import render
 from flashgen.codegen.elements import elements
@@ -107,11 +107,11 @@ def test_printing_is_deterministic() -> None:
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("name", [*SCORES, *MASKS])
+@pytest.mark.parametrize("name", [*SCORES, *MASKS, *PRODUCTS])
 def test_compiles_without_spills(name: str) -> None:
     from flashgen.build import compile_source
 
-    plan = solved(**SCORES[name]) if name in SCORES else PLANS[name]
+    plan = PLANS[name] if name in PLANS else solved(**(SCORES | PRODUCTS)[name])
     roomy = sm80_plan(64, 64, 64, 4)  # the registers that a tiling leaves are the solver's affair
     plan = replace(
         roomy,
