@@ -155,6 +155,17 @@ def test_long_sequences_keep_their_thin_diagonal(tmp_path: Path) -> None:
     assert 0.3 > drawn[TileClass.FULL] > 20 * drawn[TileClass.PARTIAL] > 0.005
 
 
+@pytest.mark.parametrize("seqlen", [1024, 2**17])
+def test_nothing_is_written_past_the_edge(seqlen: int, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    spec = make_spec("kv <= q or kv < size or q < size", seqlen, params={"size": "runtime"})
+    draw_tiles(solve(spec, H200), Workload.of(spec), tmp_path / "tiles.png")
+    pixels = imread(tmp_path / "tiles.png")[..., :3]
+    for edge in (pixels[:, :4], pixels[:, -4:], pixels[:4], pixels[-4:]):
+        assert (edge == 1).all()
+
+
 def test_a_picture_from_the_command(spec_file: Path, tmp_path: Path) -> None:
     for name, start in (("tiles.png", b"\x89PNG"), ("tiles.svg", b"<?xml")):
         assert call("plan", spec_file, "--picture", tmp_path / name).exit_code == 0
