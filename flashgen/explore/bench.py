@@ -82,10 +82,7 @@ def compare(
             admit(name, PEERS[name](case, q, k, v))
         except (Unsupported, ImportError) as error:
             missing[name] = str(error).partition("\n")[0]
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # how they refuse a shape
+        except (RuntimeError, AssertionError) as error:  # how they refuse a shape
             missing[name] = f"refuses: {str(error).partition(chr(10))[0]}"
     times, in_graph = interleave(calls, rounds)
     timings = [
