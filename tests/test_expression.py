@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 
+import numpy as np
 import pytest
 import sympy
 from hypothesis import given, settings
@@ -101,6 +102,15 @@ def test_quotients_of_choices_are_exact() -> None:
     divided = read("q // (2 * where(kv < 3, 49, 3))", Kind.INTEGER)
     for q in range(-300, 300):
         assert [evaluate(divided, {"q": q, "kv": kv}) for kv in (0, 3)] == [q // 98, q // 6]
+
+
+@pytest.mark.parametrize("text", ["q // kv", "q % kv"])
+def test_a_divisor_of_zero_stops_nothing(text: str) -> None:
+    divided = read(text, Kind.INTEGER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(divided, {"q": 7, "kv": 0}) == 0
+        assert evaluate(divided, {"q": 7, "kv": np.array([0, 2])})[1] == evaluate(divided, {"q": 7, "kv": 2})
 
 
 def test_sigmoid_is_smooth_and_exact() -> None:
