@@ -37,10 +37,10 @@ attention:
 
 
 def assert_refused(text: str, line: int, column: int, message: str, hint: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpecError) as caught:
         parse_spec(text, "a.yaml")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     (problem,) = caught.value.problems
     assert problem.location == Location("a.yaml", line, column), str(problem)
     assert message in problem.message
@@ -205,9 +205,9 @@ def test_hostile_specs_are_refused_at_once(line: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     kept = [given for given in BASE.splitlines() if not given.startswith(f"  {line.partition(':')[0]}:")]
     path.write_text("\n".join([*kept, f"  {line}", ""]))
-    started = time.perf_counter()
+    started = time.process_time()
     result = CliRunner().invoke(main, ["plan", str(path)])
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert result.exit_code == 2
     assert re.match(r"error: \S+a\.yaml:\d+:\d+: ", result.stderr)
     assert len(result.stderr) < 1000, "the message does not repeat the attack"

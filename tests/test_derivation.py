@@ -221,9 +221,9 @@ def test_what_a_mask_tells_apart(text: str, over: set[str]) -> None:
 )
 def test_every_condition_has_a_route_in_a_second(text: str) -> None:
     expr = condition(text)
-    start = time.perf_counter()
+    start = time.process_time()
     derived = derive(expr)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(derived.segments) <= MAX_SEGMENTS
     assert_exact(expr, derived, [(7, 7)])
 

@@ -246,12 +246,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_refused_at_once(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(SpecError) as caught:
             read(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     (problem,) = caught.value.problems
     assert problem.location is not None and problem.location.line == 1
     assert len(str(caught.value)) < 500, "the message does not repeat the attack"
@@ -272,9 +272,9 @@ LARGE = {
 
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE.keys())
 def test_the_largest_that_is_read_is_read_at_once(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert read(text).free_symbols
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 # -- printing ----------------------------------------------------------------------------------------------

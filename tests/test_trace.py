@@ -183,10 +183,10 @@ def adding(q: Any, kv: Any) -> Any:
 
 @pytest.mark.parametrize("function", [doubling, adding])
 def test_loops_end_at_the_limit(function: Callable[..., Any]) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpecError, match="more than 300 terms"):
         traced(function)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_messages_stay_short() -> None:
