@@ -55,6 +55,12 @@ SCORES = {
         "score": "score * where((q - kv) % step < reach, 1, 0.5) + kv // step",
         "params": "{step: runtime, reach: {runtime: int, min: 0}}",
     },
+    "remainders on a diagonal": {
+        "score": "score + table[(kv - q) // 7 + 30] + table[(kv - q) % 11] + where((q - kv) % 3 == 0 or"
+        " (kv - q) % step == 0 or (kv - 2 - q) % 5 != 1, exp(-abs(q - kv) / 100), 0)",
+        "params": "{step: runtime}",
+        "tensors": "{table: {index: [64], dtype: fp32}}",
+    },
     "high powers": {"score": "score - (score / 4) ** 9 + (score / 5) ** 12 - 1 / (1 + (score / 3) ** 16)"},
     "lengths and heads": {
         "score": "score * head_dim / seqlen_kv + head * 0.5 - head_kv + batch + seqlen_q ** 2"

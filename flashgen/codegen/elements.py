@@ -156,7 +156,9 @@ class _Build:
             name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
             whole: Kind = "int64_t" if printer.extents.wide(part) else "int"
             kind: Kind = whole if is_whole(part) else "float"
+            printer.least_column = -8  # of the row above: see parts.Diagonal
             function = self._function(printer, f"score_{name}", kind, "ScoreRow", part)
+            printer.least_column = 0
             diagonals.append(Diagonal(name, function))
             symbol = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
             if kind != "float":

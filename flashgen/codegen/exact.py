@@ -55,6 +55,7 @@ class LevelPrinter(IntegerPrinter):
         self.reads = reads
         self.divisors = {p.symbol for p in parameters if p.kind == "int" and p.least and p.least >= 1}
         self.row_leaves: dict[sympy.Symbol, str] = {}  # where they differ in a function of a row
+        self.least_column = 0  # of those that what is printed is called with
         self.leaves: dict[sympy.Symbol, str] = {
             Q: "q",
             FIRST_KV: "kv",
@@ -252,7 +253,7 @@ class LevelPrinter(IntegerPrinter):
             return f"__float2int_rd({self.value(quotient, 'float')})"
         if (part := self._phase(numerator, denominator)) is not None:
             whole, phase, slope = part
-            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', _times(slope))])})"
+            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', self._columns(slope))])})"
             tail = f"static_cast<int>({inner} / {int(denominator)})"
             return tail if whole == 0 else f"{self._print(whole)} + {tail}"
         if _power_of_two(denominator):
@@ -260,7 +261,10 @@ class LevelPrinter(IntegerPrinter):
         return f"floor_div({', '.join(self._alike(numerator, denominator))})"
 
     def _phase(self, numerator: Expr, divisor: Expr) -> tuple[Expr, Expr, int] | None:
-        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative."""
+        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative.
+
+        There a is what the sum is at the least column, from which `_columns` counts.
+        """
         if not (self.element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
             return None
         part = self.affine(numerator)
@@ -268,7 +272,13 @@ class LevelPrinter(IntegerPrinter):
             return None
         if self.extents.wide((divisor + part[1]) * COLUMN):
             return None
-        return sympy.floor(part[0] / divisor), modulo(part[0], divisor), int(part[1])
+        start = part[0] + self.least_column * part[1]
+        return sympy.floor(start / divisor), modulo(start, divisor), int(part[1])
+
+    def _columns(self, factor: int) -> str:
+        """`factor` times the columns from the least one on: never negative, as C's ``/`` and ``%`` need it."""
+        count = f"c + {-self.least_column}" if self.least_column else "c"
+        return count if factor == 1 else f"{factor} * {bracketed(count)}"
 
     def _print_modulo(self, expr: Expr) -> str:
         dividend, divisor = expr.args
@@ -276,7 +286,7 @@ class LevelPrinter(IntegerPrinter):
             return f"{bracketed(self._print(dividend))} & {int(divisor) - 1}"
         if (part := self._phase(dividend, divisor)) is not None:
             _, phase, slope = part
-            total = _sum([("+", self._print(phase)), ("+", _times(slope % int(divisor)))])
+            total = _sum([("+", self._print(phase)), ("+", self._columns(slope % int(divisor)))])
             return f"static_cast<int>(static_cast<unsigned>({total}) % {int(divisor)})"
         return f"floor_mod({', '.join(self._alike(dividend, divisor))})"
 
@@ -344,11 +354,12 @@ class LevelPrinter(IntegerPrinter):
                 continue
             n = int(divisor)
             # a + b c = other (mod n), where other is in [0, n): b c = other - a
-            phase = modulo(other - part[0], divisor)
+            phase = modulo(other - part[0] - self.least_column * part[1], divisor)
             if not (other.is_Integer and 0 <= other < n):
                 inside = sympy.And(sympy.Ge(other, 0), sympy.Lt(other, n))
                 phase = sympy.Piecewise((phase, inside), (Integer(-1), True))
-            return f"{_times(int(part[1]) % n)} % {n} {expr.rel_op} {self._print(phase)}"
+            columns = as_term(self._columns(int(part[1]) % n))
+            return f"{columns} % {n} {expr.rel_op} {self._print(phase)}"
         return None
 
     def _print_divisible(self, target: Expr, divisor: Expr) -> str:
@@ -358,8 +369,9 @@ class LevelPrinter(IntegerPrinter):
             text = f"multiples_of({multiples})"
         multiples = self.levels.scopes["head"].export("Multiples", text, "multiples")
         with self.levels.inside("row"):
-            text = f"{multiples}.from({self._print(modulo(target, divisor))})"
-        return f"{multiples}.hold({self.levels.scopes['row'].export('unsigned', text, 'start')}, c)"
+            text = f"{multiples}.from({self._print(modulo(target - self.least_column, divisor))})"
+        start = self.levels.scopes["row"].export("unsigned", text, "start")
+        return f"{multiples}.hold({start}, {self._columns(1)})"
 
     def _print_And(self, expr: sympy.And) -> str:
         return self._combined(expr, "&" if self.levels.at == "element" else "&&")
@@ -440,10 +452,6 @@ def as_term(text: str) -> str:
         if depth == 0 and character == " " and not text.startswith("* ", at + 1) and text[at - 1] != "*":
             return f"({text})"
     return f"({text})" if text.startswith("-") else text
-
-
-def _times(factor: int) -> str:
-    return "c" if factor == 1 else f"{factor} * c"
 
 
 def _sum(terms: list[tuple[str, str]]) -> str:
