@@ -276,7 +276,7 @@ class LevelPrinter(IntegerPrinter):
         return sympy.floor(start / divisor), modulo(start, divisor), int(part[1])
 
     def _columns(self, factor: int) -> str:
-        """`factor` times the columns from the least one on: never negative, as C's ``/`` and ``%`` need it."""
+        """`factor` times the columns from the least on: never negative, as C's ``/`` and ``%`` need."""
         count = f"c + {-self.least_column}" if self.least_column else "c"
         return count if factor == 1 else f"{factor} * {bracketed(count)}"
 

@@ -19,7 +19,7 @@ Extent = tuple[int, int]
 """Least and greatest value."""
 
 POSITIONS = 2**26
-"""Lengths are taken to be below: K and V of one head with head_dim 64 would have 16 GiB, and run half an hour."""
+"""Lengths are taken to be below: one head of head_dim 64 would have 16 GiB of keys and values."""
 
 SATURATED = 2**30
 """What `saturated` of ``templates/device/integer.cuh`` holds integers to: beyond all positions."""
