@@ -101,7 +101,7 @@ def problems(text: str) -> list[tuple[int, int, str, str]]:
         # scale
         ("1/sqrt(head_dim)", "1/sqrt(head_dm)", 7, 17, 'unknown name "head_dm"', "did you mean 'head_dim'?"),
         ("1/sqrt(head_dim)", "'1/sqrt(head_dm)'", 7, 18, 'unknown name "head_dm"', ""),
-        ("1/sqr'"1\u002fsqrt(head_dm)"', 7, 10, 'unknown name "head_dm"', ""),
+        ("1/sqrt(head_dim)", r'"1\u002fsqrt(head_dm)"', 7, 10, 'unknown name "head_dm"', ""),
         ("1/sqrt(head_dim)", ">\n    1/\n    sqrt(head_dm)", 9, 10, 'unknown name "head_dm"', ""),
         ("1/sqrt(head_dim)", "1/(head_dim - 128)", 7, 13, "division by zero", ""),
         ("1/sqrt(head_dim)", "-1", 7, 10, "scale must be a positive number", ""),
