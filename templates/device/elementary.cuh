@@ -41,7 +41,7 @@ struct ScaledTanh {
 
   // Whether `near_zero` serves for arguments of magnitude up to `largest`; not for NaN.
   __device__ __forceinline__ bool is_near_zero(float largest) const {
-    return largest * fabsf(k) <= 0.6f && largest * fabsf(polynomial[0]) <= 16.0f;
+    return largest * fabsf(k) * fmaxf(1.0f, fabsf(a) * (0.6f / 16.0f)) <= 0.6f;
   }
 
   __device__ __forceinline__ float near_zero(float x) const {
@@ -49,12 +49,11 @@ struct ScaledTanh {
     return x * (polynomial[0] + y * (polynomial[1] + y * polynomial[2]));
   }
 
-  // Whether the polynomial may stand for a row of scores whose largest is x, a * tanh(k * x) * log2(e) being `log2_value`:
-  // x is near zero from above, and what is not near zero from below is less than exp(-16) = 1.1e-7 of the largest
-  // exponential; the polynomial rises everywhere, so it gives less than that too. What counts is from -16 to 16. a and k are
-  // positive.
-  __device__ __forceinline__ bool polynomial_serves(float x, float log2_value) const {
-    return k * x <= 0.6f && log2_value <= 16.0f * kLog2e &&
+  // Whether the polynomial may stand for a row of scores, the largest of a * tanh(k * x) * log2(e) being `log2_value`: x is
+  // near zero from above, and what is not near zero from below, where tanh is -0.537, is less than exp(-16) = 1.1e-7 of the
+  // largest exponential; the polynomial rises everywhere, so it gives less than that too. a is positive.
+  __device__ __forceinline__ bool polynomial_serves(float log2_value) const {
+    return log2_value <= fminf(0.537f * a, 16.0f) * kLog2e &&
            log2_value >= fmaxf(16.0f - 0.537f * a, -16.0f) * kLog2e;
   }
 
