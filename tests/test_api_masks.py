@@ -206,6 +206,10 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"score": "score + table[head, abs(q - kv) % 7]",
          "inputs": {"table": {"index": ["head", 7], "dtype": "fp16"}}},
     ),
+    "a length given": (
+        {"score": "score + table[head, q % 7]", "tensors": {"table": (BIAS[:, :7, 0], ["head", 7])}},
+        {"score": "score + table[head, q % 7]", "inputs": {"table": {"index": ["head", 7], "dtype": "fp32"}}},
+    ),
     "axes given": (
         {"score": "score + pair", "tensors": {"pair": (BIAS, ["head", "q", "kv"])}},
         {"score": "score + pair", "inputs": {"pair": {"index": ["head", "q", "kv"], "dtype": "fp32"}}},

@@ -99,7 +99,7 @@ def attention(
         window: of those, keep the last `window`; implies `causal`.
         mask: any mask of the spec language, instead of the two: text, ``{"window": 4096}``, or a Python
             function of the language's variables (see `flashgen.spec.trace`). What a function reads from
-            around it counts as it is at the call.
+            around it counts as it is at the call; under torch.compile, its globals as they are at tracing.
         score: what becomes of ``score = scale * (Q . K)`` before the softmax; text or function likewise.
         tensors: what mask and score read, by name: fp32, fp16, bf16, int32 or bool. The axes are those that
             its subscripts name (``bias[head, q, kv]``; one or two leading dimensions more are the batch and

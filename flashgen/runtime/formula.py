@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from operator import index
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -115,7 +116,11 @@ def given_tensor(name: str, given: GivenTensor) -> Given:
             hint=f"tensors={{'{name}': tensor}}, or (tensor, ['head', 'q', 'kv']) with its axes",
         )
     tensor = bare(given)
-    return Given(name, tensor.dtype, tensor.dim(), None if isinstance(given, Tensor) else tuple(given[1]))
+    if isinstance(given, Tensor):
+        return Given(name, tensor.dtype, tensor.dim(), None)
+    # under torch.compile, index() makes a number of a symbolic length
+    axes = tuple(index(axis) if isinstance(axis, int) else axis for axis in given[1])
+    return Given(name, tensor.dtype, tensor.dim(), axes)
 
 
 def _is_pair(given: object) -> bool:
