@@ -46,8 +46,7 @@ def load(source: str | os.PathLike[str] | AttentionSpec) -> Kernel:
 
     Args:
         source: an `AttentionSpec`; the path of a YAML spec; or a folder that ``flashgen build`` wrote, whose
-        plan is
-            taken as it is and whose cubin is used if it is there and whole.
+            plan is taken as it is and whose cubin is used if it is there and whole.
 
     Raises `SpecError` and `PlanError` for what is wrong with the spec. Nothing is compiled before the first
     call.
