@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flashgen._version import __version__
 
 if TYPE_CHECKING:
-    from flashgen.runtime import attention, load
+    from flashgen.runtime import attention, load, prepare
     from flashgen.spec import AttentionSpec
     from flashgen.spec.trace import exp, floor, log, maximum, minimum, sigmoid, sqrt, tanh, where
 
@@ -20,6 +20,7 @@ _HOME = {
     "AttentionSpec": "flashgen.spec",
     "attention": "flashgen.runtime",
     "load": "flashgen.runtime",
+    "prepare": "flashgen.runtime",
     # for masks and scores that are written as Python functions
     **dict.fromkeys(
         ("exp", "floor", "log", "maximum", "minimum", "sigmoid", "sqrt", "tanh", "where"),
@@ -50,6 +51,7 @@ __all__ = [
     "log",
     "maximum",
     "minimum",
+    "prepare",
     "sigmoid",
     "sqrt",
     "tanh",

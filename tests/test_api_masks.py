@@ -12,8 +12,8 @@ from torch import Tensor
 
 import flashgen
 from flashgen.errors import LaunchError, SpecError
-from flashgen.runtime import Kernel, attention, interpret, load
-from flashgen.runtime.prepare import Prepared
+from flashgen.runtime import Kernel, attention, decisions, interpret, load
+from flashgen.runtime.preparation import Prepared
 
 CASE = Case(heads_kv=2, group=2, batch=2, seqlen_q=60, seqlen_kv=90)
 FORWARD = torch.ops.flashgen.forward.default
@@ -206,6 +206,10 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"score": "score + table[head, abs(q - kv) % 7]",
          "inputs": {"table": {"index": ["head", 7], "dtype": "fp16"}}},
     ),
+    "a length given": (
+        {"score": "score + table[head, q % 7]", "tensors": {"table": (BIAS[:, :7, 0], ["head", 7])}},
+        {"score": "score + table[head, q % 7]", "inputs": {"table": {"index": ["head", 7], "dtype": "fp32"}}},
+    ),
     "axes given": (
         {"score": "score + pair", "tensors": {"pair": (BIAS, ["head", "q", "kv"])}},
         {"score": "score + pair", "inputs": {"pair": {"index": ["head", "q", "kv"], "dtype": "fp32"}}},
@@ -257,6 +261,46 @@ def test_attention_compiles_without_graph_breaks(
         lambda q, k, v: attention(q, k, v, **options), fullgraph=True, backend="aot_eager", dynamic=dynamic
     )
     assert torch.equal(compiled(*qkv), attention(*qkv, **options))
+
+
+PREPARED: dict[str, dict[str, Any]] = {
+    "ranges": {"mask": "document", "tensors": {"doc": DOC}},
+    "a map": {"mask": lambda q, kv: (kv <= q) & ((q - kv) % 3 == 0)},
+    "a map of a tensor": {"mask": "doc[q] == doc[kv]", "tensors": {"doc": DOC}, "score": "softcap(5)"},
+    "a map of a parameter": {"mask": "causal and (q - kv) % step == 0", "params": {"step": 5}},
+    "nothing": {"causal": True, "sink": SLOPE},
+}
+
+
+@pytest.mark.parametrize("options", PREPARED.values(), ids=PREPARED.keys())
+def test_prepared_once_for_many_calls_of_attention(
+    options: dict[str, Any], qkv: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = attention(*qkv, **options)
+    prepared = flashgen.prepare(*qkv, **options)
+    monkeypatch.setattr(decisions, "prepared_in_torch", lambda plan, elements: ())  # nor can calls prepare
+    assert torch.equal(attention(*qkv, prepared=prepared, **options), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, prepared=prepared, **options), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(*qkv), expected)
+
+
+def test_what_is_prepared_for_another_attention_is_refused(qkv: tuple[Tensor, ...]) -> None:
+    q, k, v = qkv
+    step = {"mask": "causal and (q - kv) % step == 0"}
+    prepared = flashgen.prepare(q, k, v, params={"step": 5}, **step)
+    with pytest.raises(LaunchError, match="made for other parameters"):
+        attention(q, k, v, params={"step": 6}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for other shapes"):
+        attention(q[:, 1:], k, v, params={"step": 5}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for another mask or score"):
+        attention(q, k, v, causal=True, prepared=prepared)
+    with pytest.raises(LaunchError, match="computes in bf16"):
+        attention(q.half(), k.half(), v.half(), params={"step": 5}, prepared=prepared, **step)
+    with pytest.raises(LaunchError, match="made for other kernel"):
+        load(case_of("runtime step").spec())(q, k, v, params={"step": 5}, prepared=prepared)
 
 
 def test_a_function_is_run_anew_by_each_call(
@@ -318,6 +362,13 @@ def test_leading_dimensions_are_batch_and_head() -> None:
         ({"score": "softcap(cap)", "params": {"cap": 1, "cup": 2}}, LaunchError, "reads no parameter .cup."),
         ({"mask": "q - kv < size", "params": {"size": 0}}, LaunchError, "an integer from 1"),
         ({"score": "alibi", "tensors": {"slope": SLOPE[:3]}}, LaunchError, "has 3 elements along axis head"),
+        ({"score": "alibi", "tensors": {"slope": [0.5, 0.25]}}, LaunchError, "'slope' is a list, not"),
+        ({"score": "alibi", "tensors": {"slope": (SLOPE, "head")}}, LaunchError, "'slope' is a tuple, not"),
+        ({"mask": "q - kv < size", "params": {"size": "4"}}, LaunchError, "must be a number, but .* '4'"),
+        ({"mask": "q - kv < size", "params": {"size": torch.tensor(4)}}, LaunchError, "must be a number"),
+        ({"mask": torch.ones(60, 90).bool()}, SpecError, r"Tensor has no place in a mask\n.*into `tensors`"),
+        ({"mask": {"window": torch.tensor(3)}}, SpecError, "a Tensor has no place in a mask"),
+        ({"mask": "document", "tensors": {"doc": DOC.flip(1)}}, LaunchError, "doc falls along kv"),
     ],
 )  # fmt: skip
 def test_what_attention_refuses(

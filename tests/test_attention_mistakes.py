@@ -37,10 +37,10 @@ attention:
 
 
 def assert_refused(text: str, line: int, column: int, message: str, hint: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpecError) as caught:
         parse_spec(text, "a.yaml")
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     (problem,) = caught.value.problems
     assert problem.location == Location("a.yaml", line, column), str(problem)
     assert message in problem.message
@@ -76,6 +76,8 @@ def assert_refused(text: str, line: int, column: int, message: str, hint: str) -
         ("{window: wide}", 10, 'unknown name "wide"', ""),
         ("causal and window(q < 3)", 19, "expected a number", ""),
         ("{window: 3, causal: 1}", 1, "one name is due here, not 2", "expression"),
+        ("{window: '3) or (true'}", 10, "window takes numbers: ')' closes nothing", ""),
+        ("{window: ''}", 10, "window takes numbers: the expression is empty", ""),
         ("{window: [true]}", 10, "window takes numbers, but this is true", ""),
         ("[causal]", 1, "an expression or {name: value} is due here", ""),
         ("3", 1, "an expression or {name: value} is due here", ""),
@@ -125,6 +127,7 @@ def test_mistakes_in_scores(score: str, column: int, message: str, hint: str) ->
         ("{runtime: float, min: 3}", 1, "only an integer can be held", ""),
         ("{runtime: int, value: 3}", 1, "not both", ""),
         ("{runtime: int, min: 0.5}", 21, "params.size.min must be an integer", ""),
+        ("{runtime: int, min: 2147483648}", 21, "params.size.min must be at most 2147483647", ""),
         ("1/0", 3, "division by zero", ""),
     ],
 )
@@ -205,9 +208,9 @@ def test_hostile_specs_are_refused_at_once(line: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     kept = [given for given in BASE.splitlines() if not given.startswith(f"  {line.partition(':')[0]}:")]
     path.write_text("\n".join([*kept, f"  {line}", ""]))
-    started = time.perf_counter()
+    started = time.process_time()
     result = CliRunner().invoke(main, ["plan", str(path)])
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert result.exit_code == 2
     assert re.match(r"error: \S+a\.yaml:\d+:\d+: ", result.stderr)
     assert len(result.stderr) < 1000, "the message does not repeat the attack"

@@ -17,6 +17,7 @@ import flashgen
 from flashgen.cli import main
 from flashgen.cli.arguments import gallery
 
+ROOT = Path(__file__).resolve().parent.parent
 SPEC = """\
 flashgen: 1
 name: tiny
@@ -189,6 +190,12 @@ def test_plan_says_what_and_why(spec_file: Path) -> None:
         "/ 166,912 B of shared memory",
     ):
         assert text in result.stdout
+
+
+def test_the_readme_shows_what_plan_prints() -> None:
+    shown = (ROOT / "README.md").read_text().partition("$ flashgen plan llama3-8b\n")[2].partition("```")[0]
+    printed = call("plan", "llama3-8b").stdout
+    assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
 
 
 def test_plan_json(spec_file: Path) -> None:

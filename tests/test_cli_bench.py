@@ -10,6 +10,7 @@ import torch
 from flashgen.cli.arguments import gallery
 from flashgen.cli.bench import _table, _to_dict
 from flashgen.cli.terminal import console
+from flashgen.explore import bench
 from flashgen.explore.bench import Comparison, Timing
 from flashgen.explore.inputs import random_inputs, sample_inputs
 from flashgen.explore.peers import PEERS, Case, Unsupported, flex_functions
@@ -115,6 +116,25 @@ def test_flops_count_what_the_mask_keeps() -> None:
     full, causal = (Case.of(spec_of(mask), 2, 64, 64).work.flops for mask in ("full", "causal"))
     assert full == 4 * 2 * 4 * 64 * 64 * 32
     assert causal / full == 65 / 128
+
+
+def test_a_peer_may_refuse_and_flashgen_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("head_dim 32 is not taken\nand more")
+
+    zeros = torch.zeros(1, 64, 4, 32)
+    monkeypatch.setattr(bench, "require_gpu", lambda: None)
+    monkeypatch.setattr(bench, "random_inputs", lambda work, device: random_inputs(work, "cpu"))
+    monkeypatch.setattr(bench, "interleave", lambda calls, rounds: (dict.fromkeys(calls, 1.0),) * 2)
+    monkeypatch.setattr(bench, "_flashgen", lambda *_: lambda: zeros)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setitem(PEERS, "fa4", refuse)
+    found = bench.compare(spec_of("causal"), 1, 64, 64, peers=["fa4"])
+    assert [timing.name for timing in found.timings] == ["flashgen"]
+    assert found.missing == {"fa4": "refuses: head_dim 32 is not taken"}
+    monkeypatch.setattr(bench, "_flashgen", refuse)
+    with pytest.raises(AssertionError):
+        bench.compare(spec_of("causal"), 1, 64, 64, peers=[])
 
 
 def test_the_table_says_what_is_missing_and_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ import pytest
 import sympy
 import torch
 from attention_cases import GALLERY_CASES, Case
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flashgen.errors import SpecError
 from flashgen.runtime.derivative import reference_gradients
 from flashgen.runtime.elements import Box, Elements
 from flashgen.runtime.evaluate import evaluate
@@ -142,6 +143,7 @@ X = sympy.Symbol("x", real=True)
         (sigmoid(SCORE), sigmoid(SCORE) * (1 - sigmoid(SCORE))),
         (sympy.floor(SCORE) * SCORE, sympy.floor(SCORE)),
         (KV + sympy.Max(Q, 3), 0),
+        (SCORE + sympy.Function("table", real=True)(HEAD, sympy.floor(SCORE)), 1),
     ],
     ids=str,
 )
@@ -203,7 +205,11 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 def test_composed_scores_against_autograd(text: str, seed: int) -> None:
     bias = TensorInput("bias", ("head",), "fp32")
     names = {"names": dict(SCORE_VARIABLES), "tensors": {"bias": bias}}
-    expr = parse_expression(text, expect=Kind.REAL, **names)
+    try:
+        expr = parse_expression(text, expect=Kind.REAL, **names)
+    except SpecError as error:  # products with floors double what stands in them, up to the limits
+        assert "are read" in str(error) or "in all" in str(error)
+        reject()
     element = bias.function(HEAD)
     generator = torch.Generator().manual_seed(seed)
     # Off the integers and halves, where floors and choices have kinks.

@@ -6,12 +6,14 @@ import math
 import time
 import warnings
 
+import numpy as np
 import pytest
 import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashgen.errors import Location, SpecError
+from flashgen.spec.evaluation import evaluate
 from flashgen.spec.expression import MAX_CHOICES, Kind, parse_expression
 from flashgen.spec.functions import modulo, sigmoid
 from flashgen.spec.inputs import TensorInput
@@ -96,6 +98,21 @@ def test_remainders_are_pythons() -> None:
     assert [int(nested.subs(Q, q)) for q in range(6)] == [(2 * (q % 3)) % 3 for q in range(6)]
 
 
+def test_quotients_of_choices_are_exact() -> None:
+    divided = read("q // (2 * where(kv < 3, 49, 3))", Kind.INTEGER)
+    for q in range(-300, 300):
+        assert [evaluate(divided, {"q": q, "kv": kv}) for kv in (0, 3)] == [q // 98, q // 6]
+
+
+@pytest.mark.parametrize("text", ["q // kv", "q % kv"])
+def test_a_divisor_of_zero_stops_nothing(text: str) -> None:
+    divided = read(text, Kind.INTEGER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(divided, {"q": 7, "kv": 0}) == 0
+        assert evaluate(divided, {"q": 7, "kv": np.array([0, 2])})[1] == evaluate(divided, {"q": 7, "kv": 2})
+
+
 def test_sigmoid_is_smooth_and_exact() -> None:
     assert float(sigmoid(sympy.Float(0.3)).evalf()) == pytest.approx(1 / (1 + math.exp(-0.3)))
     assert sympy.diff(sigmoid(2 * X), X) == 2 * sigmoid(2 * X) * (1 - sigmoid(2 * X))
@@ -130,6 +147,14 @@ def test_sigmoid_is_smooth_and_exact() -> None:
         ("kv < sqrt(3 - 4)", 6, "not a real number", None),
         ("kv < max(q, log(-max(q, 1)))", 6, "not a real number for all that it reads", "above 0"),
         ("1e30 * x * 1e30 < q", 1, "its constants multiply to more than 1e+38", None),
+        ("1e-30 * x * 1e-30 < q", 1, "its constants multiply to less than 1e-38", None),
+        ("x < 1e-39", 5, "the value is too small: at least 1e-38", None),
+        ("x < floor(exp(1) - exp(1 + exp(-exp(6))))", 28, "the value is too small", None),
+        ("x < (x**8)**9", 5, "its powers multiply to more than 64", None),
+        ("kv < 2147483648", 6, "the integer is too large: at most 2147483647", "write 3e9"),
+        ("kv < 3e9", 6, "integers are compared with more than 2147483647", None),
+        ("kv * 65536 * 65536 < q", 1, "its integers multiply to more than 2147483647", None),
+        ("kv / 65536 / 65536 < q", 22, "integers are compared with more than 2147483647", None),
         ("kv < (-8) ** 0.5", 6, "not a real number", None),
         ("kv < q ** kv", 11, "exponent must be a constant", None),
         ("kv < q ** 0.3", 11, "multiple of 1/2", "exp(b * log(a))"),
@@ -197,6 +222,12 @@ HOSTILE = {
     "unicode digit": "q < ١",
     "tower of powers": "9**9**9 < q",
     "tower of exponentials": "exp(exp(exp(exp(9)))) < q",
+    "powers of next to nothing": "((((1e-30**16)**16)**16)**16)**16 < q",
+    "powers of next to one": "((((1.00000001**16)**16)**16)**16)**16 < q",
+    "powers of a part of x": "(((((1e-30 * x)**16)**16)**16)**16)**16 < q",
+    "powers of a length": "((((((seqlen_kv + 1)**16)**16)**16)**16)**16)**16 > kv",
+    "powers of logarithms": "exp(log(x) * 1e30) < 3",
+    "products of next to nothing": " * ".join(["1e-30"] * 30) + " * x < q",
     "products": "*".join(["9999999999"] * 40) + " < q",
     "long integer": "q < " + "9" * (MAX_CHARACTERS - 10),
     "huge float": "q < 1e999999999",
@@ -215,12 +246,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_refused_at_once(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(SpecError) as caught:
             read(text)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     (problem,) = caught.value.problems
     assert problem.location is not None and problem.location.line == 1
     assert len(str(caught.value)) < 500, "the message does not repeat the attack"
@@ -232,7 +263,7 @@ LARGE = {
     "nested choices": "where(q < 1, " * 4 + "q" + ", kv)" * 4 + " < 3",
     "comparisons": " and ".join(f"kv - {i} * q < {i % 5}" for i in range(16)),
     "nested remainders": "(q + kv)" + "".join(f" % {i + 3}" for i in range(25)) + " < 3",
-    "powers of powers": "((((q + 1)**16 + kv)**16 + kv)**16 + 1)**16 < 3",
+    "powers of powers": "(((q + 1)**16 + kv)**2 + kv)**2 < 3",
     "roots": "sqrt(" * 30 + "x" + ")" * 30 + " < 8",
     "functions": "tanh(exp(" * 14 + "x" + "))" * 14 + " < 8",
     "product": "*".join(f"(q + kv + {i})" for i in range(25)) + " < 3",
@@ -241,9 +272,9 @@ LARGE = {
 
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE.keys())
 def test_the_largest_that_is_read_is_read_at_once(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert read(text).free_symbols
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 # -- printing ----------------------------------------------------------------------------------------------
@@ -344,6 +375,9 @@ def test_numbers_print_back(expr: sympy.Expr) -> None:
         ("doc[q]==doc[kv+1]", "doc[batch, q] == doc[batch, kv + 1]"),
         ("doc[batch,q]==doc", "doc[batch, q] == doc[batch, kv]"),
         ("bias*2<bias[q//2,kv%3]", "2*bias[head, q, kv] < bias[head, (q // 2), (kv % 3)]"),
+        ("exp(log(x) / 3) < exp(x * log(x))", "exp(1/3*log(x)) < exp(x*log(x))"),
+        ("q // where(keep, 2, 3) < 1", "where(keep[kv] != 0, (q // 2), (q // 3)) < 1"),
+        ("3e9 * x < 1e-12", "3000000000.0*x < 1e-12"),
         ("not keep or keep[q]", "keep[kv] == 0 or keep[q] != 0"),
         ("bias[doc, kv]/heat<1", "bias[head, doc[batch, kv], kv]/heat < 1"),
     ],

@@ -87,7 +87,7 @@ def test_read_or_refused(seed: int) -> None:
     for _ in range(150):
         expect = choose.choice([Kind.BOOLEAN, Kind.REAL])
         text = (condition if expect is Kind.BOOLEAN else number)(choose, choose.randint(1, 6))
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             reading = read_expression(text, SCOPE, expect)
         except SpecError as error:
@@ -95,7 +95,7 @@ def test_read_or_refused(seed: int) -> None:
             assert problem.location is not None and 1 <= problem.location.column <= len(text), text
             continue
         finally:
-            assert time.perf_counter() - started < 2, text
+            assert time.process_time() - started < 2, text
         read += 1
         scope = replace(SCOPE, tensors={**TENSORS, **reading.tensors})
         again = read_expression(to_text(reading.expr), scope, expect).expr

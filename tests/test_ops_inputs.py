@@ -16,7 +16,7 @@ from flashgen.build import compile_source
 from flashgen.codegen import render
 from flashgen.errors import LaunchError
 from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange
-from flashgen.runtime.prepare import prepared_shapes
+from flashgen.runtime.preparation import prepared_shapes
 from flashgen.runtime.structs import PREPARED, struct_of
 
 
@@ -157,6 +157,15 @@ def test_a_map_is_prepared_once_where_it_reads_no_tensor(monkeypatch: pytest.Mon
     assert [launch[0] for launch in driver.launches] == [PREPARE, 42, 42]
 
 
+def test_a_map_is_prepared_where_nothing_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `flashgen.attention` calls a mask that reads nothing."""
+    monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: False, raising=False)
+    driver = driver_of("natten_2d", monkeypatch)
+    driver.run(*CASE.tensors())
+    assert [launch[0] for launch in driver.launches] == [PREPARE, 42]
+    assert driver.structs[1].inputs.tile_list
+
+
 def test_a_map_that_reads_tensors_is_prepared_before_each_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, inputs = driver_of("keys left out", monkeypatch), inputs_of("keys left out")
     for _ in range(2):
@@ -183,6 +192,31 @@ def test_what_is_prepared_beforehand_is_used(monkeypatch: pytest.MonkeyPatch, na
     for wrong in (made[:1], (made[0], made[1].long()), (made[0], made[1][:, :, :1])):
         with pytest.raises(LaunchError, match="what was prepared does not fit"):
             driver.run(q, k, v, None, False, replace(inputs, prepared=wrong))
+
+
+@pytest.mark.parametrize(
+    ("change", "copied"),
+    [
+        (lambda sink: sink, False),
+        (lambda sink: sink[:1].expand(4), True),
+        (lambda sink: torch.stack([sink, sink], 1)[:, 1], True),
+    ],
+    ids=["as is", "one for heads", "a layer's"],
+)  # fmt: skip
+def test_strides_of_a_sink(monkeypatch: pytest.MonkeyPatch, change: Any, copied: bool) -> None:
+    driver = driver_of("sink", monkeypatch)
+    sink = change(torch.randn(4))
+    read: list[list[float]] = []
+    launch_kernel = driver.loaded.launch_kernel
+
+    def launch(*arguments: int) -> None:
+        launch_kernel(*arguments)
+        read.append(list((ctypes.c_float * 4).from_address(driver.structs[-1].inputs.sink)))
+
+    driver.loaded.launch_kernel = launch
+    driver.run(*CASE.tensors(), None, False, Inputs(sink=sink))
+    assert read == [sink.tolist()]
+    assert (driver.structs[0].inputs.sink != sink.data_ptr()) == copied
 
 
 def test_a_sink_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:

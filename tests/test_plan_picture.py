@@ -85,6 +85,20 @@ def test_searches_are_spelled_out() -> None:
     assert last == "(first kv with doc[batch, kv] > doc[batch, q]) - 1"
 
 
+def test_many_searches_are_told_apart() -> None:
+    names = [f"doc{letter}" for letter in "abcdef"]
+    said = explained(
+        " and ".join(f"{name}[q] == {name}[kv]" for name in names),
+        tensors={n: {"index": ["batch", "kv"], "dtype": "int32", "sorted": True} for n in names},
+    )
+    assert said.route == "ranges"
+    ((first, last),) = said.keys
+    assert "key_found" not in first + last
+    for text, relation in ((first, ">="), (last, ">")):
+        for name in names:
+            assert text.count(f"(first kv with {name}[batch, kv] {relation} {name}[batch, q])") == 1
+
+
 def test_what_shares_rest_on_is_said() -> None:
     assert "samples" in explained("document").caveat
     unknown = explained("causal and q - kv < size", params={"size": "runtime"})
@@ -139,6 +153,17 @@ def test_long_sequences_keep_their_thin_diagonal(tmp_path: Path) -> None:
     draw_tiles(solve(spec, H200), Workload.of(spec), tmp_path / "tiles.png")
     drawn = shares_drawn(tmp_path / "tiles.png")
     assert 0.3 > drawn[TileClass.FULL] > 20 * drawn[TileClass.PARTIAL] > 0.005
+
+
+@pytest.mark.parametrize("seqlen", [1024, 2**17])
+def test_nothing_is_written_past_the_edge(seqlen: int, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    spec = make_spec("kv <= q or kv < size or q < size", seqlen, params={"size": "runtime"})
+    draw_tiles(solve(spec, H200), Workload.of(spec), tmp_path / "tiles.png")
+    pixels = imread(tmp_path / "tiles.png")[..., :3]
+    for edge in (pixels[:, :4], pixels[:, -4:], pixels[:4], pixels[-4:]):
+        assert (edge == 1).all()
 
 
 def test_a_picture_from_the_command(spec_file: Path, tmp_path: Path) -> None:

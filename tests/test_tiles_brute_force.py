@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_truth import compiled
 
-from flashgen.plan import Workload
-from flashgen.plan.coverage import Coverage
+from flashgen.plan import Workload, tile_map
+from flashgen.plan.coverage import Coverage, _looked_at
+from flashgen.plan.tile_map import look
 from flashgen.plan.tiles import TileClass
 from flashgen.spec import AttentionSpec
 from flashgen.spec.gallery import GALLERY
@@ -217,6 +218,26 @@ def test_heads_that_differ_are_averaged() -> None:
 
 
 # -- long sequences ------------------------------------------------------------------------------------------
+
+
+def test_rows_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = "causal and (q - kv) % 3 < 2"
+    at_once = coverage(mask, "bottom_right", (300, 515)).classes(0, 0, 48, 80)
+    looked_at: list[int] = []
+
+    def recorded(keep: Any, *arguments: Any) -> Any:
+        def counted(part: slice, kv: Any) -> Any:
+            looked_at.append((part.stop - part.start) * len(kv))
+            return keep(part, kv)
+
+        return look(counted, *arguments)
+
+    monkeypatch.setattr(tile_map, "AT_A_TIME", 16 * 515)
+    monkeypatch.setattr("flashgen.plan.coverage.look", recorded)
+    _looked_at.cache_clear()
+    again = coverage(mask, "bottom_right", (300, 515)).classes(0, 0, 48, 80)
+    assert (again == at_once).all()
+    assert len(looked_at) == 19 and max(looked_at) <= 16 * 515
 
 
 def test_maps_of_long_sequences_are_counted_from_bands_of_rows() -> None:

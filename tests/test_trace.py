@@ -54,6 +54,7 @@ def attention(**fields: str) -> Attention:
         (lambda q, kv: 2 * q - (kv - 1) >= 7 - q, "2 * q - (kv - 1) >= 7 - q"),
         (lambda q, kv: abs(q - kv) > -7, "abs(q - kv) > -7"),
         (lambda q, kv, w=7: q - kv < w, "q - kv < 7"),
+        (lambda q, kv, window=7: q - kv < window, "q - kv < 7"),
         (lambda q, *, kv: q > kv, "q > kv"),
         (lambda q, kv, size: q - kv < size * 2, "q - kv < size * 2"),
         (lambda q, kv, doc: doc[q] == doc[kv], "doc[q] == doc[kv]"),
@@ -182,10 +183,21 @@ def adding(q: Any, kv: Any) -> Any:
 
 @pytest.mark.parametrize("function", [doubling, adding])
 def test_loops_end_at_the_limit(function: Callable[..., Any]) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpecError, match="more than 300 terms"):
         traced(function)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
+
+
+def test_messages_stay_short() -> None:
+    def deep(q: Any, kv: Any) -> Any:
+        for _ in range(200):
+            q = -q
+        return q < kv and kv < 3
+
+    with pytest.raises(SpecError) as caught:
+        traced(deep)
+    assert len(caught.value.problems[0].message) < 150
 
 
 def test_symbols_are_not_iterable_or_hashable() -> None:

@@ -74,10 +74,12 @@ def test_variants_are_legal_and_near(mask: Any) -> None:
     changed = {
         name
         for near in found
-        for name in ("output_wait", "rescale", "key_order", "tile_order", "q_stages")
+        for name in ("output_wait", "rescale", "key_order", "tile_order", "q_stages", "ping_pong")
         if getattr(near.schedule, name) != getattr(plan.schedule, name)
     }
-    assert {"output_wait", "rescale", "tile_order"} <= changed
+    assert {"output_wait", "rescale", "tile_order", "ping_pong"} <= changed
+    times = {(p.schedule.output_wait, p.schedule.rescale) for p in (plan, *found)}  # type: ignore[union-attr]
+    assert {("middle", "early"), ("middle", "late")} <= times
     assert ("key_order" in changed) == (mask != "full")
 
 
@@ -259,6 +261,25 @@ def test_a_file_that_is_no_tunings_is_not_overwritten(bench: Bench, tmp_path: Pa
     out.write_text('{"target": "sm_80", "gpu": "A100", "entries": []}')
     result = run("llama3-8b", "--out", str(out))
     assert result.exit_code == 2 and "holds tunings for sm_80" in result.output
+
+
+@pytest.mark.parametrize("budget", ["-1", "nan", "inf", "soon"])
+def test_a_budget_is_a_number_of_seconds(bench: Bench, budget: str) -> None:
+    result = run("llama3-8b", "--budget", budget)
+    assert result.exit_code == 2 and "--budget" in result.output and not bench.built
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, message in (("file", "cannot be read"), ("link", "cannot be written")):
+        monkeypatch.setenv("FLASHGEN_CACHE_DIR", str(tmp_path / name))
+        for place in ([], ["--out", str(tmp_path / name / "sm_90a.json")]):
+            result = run("llama3-8b", *place)
+            assert result.exit_code == 2 and message in result.output
+            assert str(tmp_path / name) in result.output and not bench.built
 
 
 def test_what_was_measured_stays_when_a_later_spec_fails(bench: Bench) -> None:

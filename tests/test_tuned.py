@@ -179,6 +179,12 @@ def test_a_tuned_plan_says_so() -> None:
     assert json.loads(json.dumps(ranking.to_dict()))["tuned"]["plan"]["why"]["origin"] == "tuned"
 
 
+def test_it_is_said_where_another_mask_was_measured() -> None:
+    prefix = make_spec(mask="prefix_lm(16)")
+    (measured, *_) = rank(prefix, H200, tunings=[tunings(entry())]).best.why.measured
+    assert measured == ("measured", "500 TFLOP/s at seqlen 4096 on a GPU, of causal masks")
+
+
 @pytest.mark.parametrize(
     "tiles",
     [{"kv": 64}, {"stages": 2}, {"schedule": {"q_stages": 1}}],
@@ -246,7 +252,7 @@ def test_a_damaged_file_is_named_and_left_out(own_file: Path, damage: Any) -> No
     text = tunings(entry()).text
     assert damage(text) != text
     own_file.write_text(damage(text))
-    with pytest.raises(PlanError, match="holds no tunings that this version reads"):
+    with pytest.raises(PlanError, match=r"holds no tunings that this version reads: \w"):
         read(own_file)
     with pytest.warns(TuningWarning, match="remove it"):
         found = tunings_for("sm_90a")

@@ -87,9 +87,11 @@ def _to_dict(comparison: Comparison) -> dict[str, Any]:
 def _table(comparison: Comparison) -> Table:
     spec, work = comparison.case.spec, comparison.case.work
     lengths = pair(work.seqlen_q, work.seqlen_kv)
+    attention = spec.attention
+    what = filter(None, (attention.mask_label, attention.score_label, "sink" if attention.sink else ""))
     table = new_table(
         "", "ms", "TFLOP/s", "of flashgen's", "error", "",
-        title=f"{spec.name}: {spec.attention.mask_label}, batch {work.batch}, seqlen {lengths}",
+        title=f"{spec.name}: {', '.join(what)}, batch {work.batch}, seqlen {lengths}",
         title_justify="left",
     )  # fmt: skip
     for column in table.columns[1:5]:

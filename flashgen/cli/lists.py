@@ -40,13 +40,14 @@ def specs(as_json: bool) -> None:
     table = new_table("name", "heads", "head_dim", "dtype", "mask", "score")
     for row in rows:
         heads, dims = row["heads"], row["head_dim"]
+        score = "" if row["score"] == "score" else row["score"]  # nothing is done to it
         table.add_row(
             row["name"],
             pair(heads["q"], heads["kv"]),
             pair(dims["qk"], dims["v"]),
             row["dtype"],
             row["mask"],
-            f"{row['score']}, sink" if row["sink"] else row["score"],
+            ", ".join(filter(None, (score, "sink" if row["sink"] else ""))),
         )
     console().print(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -61,9 +62,11 @@ def tune(
     from flashgen.explore.trials import Hang
     from flashgen.explore.tune import require_target
     from flashgen.explore.tune import tune as search
-    from flashgen.plan.tuned import Tunings, read, user_path, write
+    from flashgen.plan.tuned import Tunings, read, require_writable, user_path, write
     from flashgen.spec import load_spec
 
+    if not math.isfinite(budget):
+        raise click.BadParameter(f"{budget} is no number of seconds", param_hint="--budget")
     specs = [load_spec(path) for path in spec_files]
     (target,) = {require_target(spec) for spec in specs}
     path = out if out is not None else user_path(target)
@@ -71,6 +74,7 @@ def tune(
     file = read(path) or Tunings(target=target, gpu=gpu, entries=())
     if file.target != target:
         raise click.UsageError(f"{path} holds tunings for {file.target}, and this GPU is {target}")
+    require_writable(path)
     results = []
     for spec in specs:
         for seqlen in seqlens or (None,):

@@ -9,11 +9,13 @@ import sympy
 from sympy import Add, Expr, Mul, S
 from sympy.core.function import AppliedUndef
 
+from flashgen.codegen.extents import Extents
 from flashgen.codegen.identifiers import identifier
 from flashgen.codegen.levels import (
     FIRST_KV,
     PRODUCT,
     TANH,
+    Inlined,
     Kind,
     Levels,
     Scope,
@@ -90,11 +92,13 @@ class _Build:
         """What was needed more than once."""
         return frozenset(key for levels in self._levels for key, uses in levels.uses.items() if uses > 1)
 
-    def _printer(self, *, split_edges: bool = False, head: Scope | None = None) -> ElementPrinter:
-        levels = Levels(head or self._head, self._repeated)
+    def _printer(self, head: Scope, row: Scope, *, split_edges: bool) -> ElementPrinter:
+        levels = Levels(head, row, self._repeated)
         self._levels.append(levels)
-        reads = Reads(self._plan.tensors, align=self._plan.align, split_edges=split_edges)
-        return ElementPrinter(levels, reads, self._plan.parameters, self._plan.group)
+        plan = self._plan
+        reads = Reads(plan.tensors, align=plan.align, split_edges=split_edges)
+        extents = Extents(plan.parameters, plan.tensors)
+        return ElementPrinter(levels, reads, extents, plan.parameters, plan.group)
 
     def _function(
         self,
@@ -121,7 +125,7 @@ class _Build:
         return Function(name, returns, tuple(parameters), variables, result)
 
     def _score(self) -> Score:
-        printer = self._printer(split_edges=True)
+        printer = self._printer(self._head, Scope("row."), split_edges=True)
         expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
         argument, tanh, element, capped = None, None, None, False
         if (split := _split_tanh(expr)) is not None:
@@ -150,15 +154,20 @@ class _Build:
         packed = getattr(self._plan.schedule, "pack_gqa", False)
         for part in [] if packed else _diagonals(expr):
             name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
-            kind: Kind = "int" if is_whole(part) else "float"
+            whole: Kind = "int64_t" if printer.extents.wide(part) else "int"
+            kind: Kind = whole if is_whole(part) else "float"
+            printer.least_column = -8  # of the row above: see parts.Diagonal
             function = self._function(printer, f"score_{name}", kind, "ScoreRow", part)
+            printer.least_column = 0
             diagonals.append(Diagonal(name, function))
-            symbol = sympy.Symbol(f"{name}'", **{"integer" if kind == "int" else "real": True})
+            symbol = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
+            if kind != "float":
+                printer.extents.define(symbol, part)
             expr = expr.xreplace({part: symbol})
         return expr, tuple(diagonals)
 
     def _keep(self) -> Keep:
-        printer = self._printer(split_edges=True)
+        printer = self._printer(self._head, Scope("row."), split_edges=True)
         residual = self._plan.mask.derivation.residual
         element = self._function(printer, "keep_element", "bool", "KeepRow", levelled(residual))
         return Keep(text=to_text(residual), row=_row(printer), element=element)
@@ -168,10 +177,10 @@ class _Build:
         return Segment(*ends)
 
     def _end(self, head: Scope, end: Expr) -> str:
-        printer = self._printer(head=head)
+        printer = self._printer(head, Inlined("row."), split_edges=False)
         printer.row_leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
         with printer.levels.inside("row"):
-            return str(printer.doprint(end))
+            return printer.clamped(end, "int")
 
     def _ranges(self, ranges: derivation.Ranges) -> Ranges:
         head = Scope("")

@@ -8,13 +8,15 @@ unrolled.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import reduce
 
 import sympy
 from sympy import Add, Expr, Integer, Mul, S
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
+from flashgen.codegen.extents import SATURATED, Extents
 from flashgen.codegen.identifiers import identifier
 from flashgen.codegen.levels import (
     COLUMN,
@@ -40,13 +42,20 @@ class LevelPrinter(IntegerPrinter):
     """Prints integers and conditions of one plan; what they need of outer levels gathers in `levels`."""
 
     def __init__(
-        self, levels: Levels, reads: Reads, parameters: tuple[RuntimeParameter, ...], group: int
+        self,
+        levels: Levels,
+        reads: Reads,
+        extents: Extents,
+        parameters: tuple[RuntimeParameter, ...],
+        group: int,
     ) -> None:
         super().__init__()
         self.levels = levels
+        self.extents = extents
         self.reads = reads
         self.divisors = {p.symbol for p in parameters if p.kind == "int" and p.least and p.least >= 1}
         self.row_leaves: dict[sympy.Symbol, str] = {}  # where they differ in a function of a row
+        self.least_column = 0  # of those that what is printed is called with
         self.leaves: dict[sympy.Symbol, str] = {
             Q: "q",
             FIRST_KV: "kv",
@@ -65,6 +74,8 @@ class LevelPrinter(IntegerPrinter):
 
     def value(self, expr: sympy.Basic, kind: Kind, hint: str = "") -> str:
         """`expr` as an operand of what is printed at the present level; `hint` is a name for it."""
+        if kind == "int" and self.extents.wide(expr):
+            kind = "int64_t"
         level = level_of(expr)
         if level == "constant" or not self.levels.below(level) or (kind == "int" and expr in _LENGTHS):
             return self._here(expr, kind)
@@ -90,8 +101,47 @@ class LevelPrinter(IntegerPrinter):
         return self.real(expr) if kind == "float" else self.exact(expr)
 
     def exact(self, expr: sympy.Basic) -> str:
-        """`expr` in integers, or as a truth value."""
-        return str(super()._print(expr))
+        """`expr` in integers, of 64 bits where it may leave 32, or as a truth value."""
+        text = str(super()._print(expr))
+        if self._has_wide_part(expr) and not self.extents.wide(expr):
+            return f"static_cast<int>({text})"
+        return text
+
+    def _has_wide_part(self, expr: sympy.Basic) -> bool:
+        """Whether an integer is printed from others that may leave 32 bits."""
+        match expr:
+            case sympy.floor():
+                parts = sympy.fraction(sympy.together(expr.args[0]))
+            case sympy.Piecewise():
+                parts = [value for value, _ in expr.args]
+            case sympy.Min() | sympy.Max() | modulo():
+                parts = expr.args
+            case _:
+                return False
+        return all(map(is_whole, parts)) and any(map(self.extents.wide, parts))
+
+    def clamped(self, expr: Expr, kind: Kind, hint: str = "") -> str:
+        """`value`, held to 31 bits where it may leave 32: for comparisons with what is smaller than that."""
+        if not self.extents.wide(expr):
+            return self.value(expr, kind, hint)
+        if expr.is_Integer:
+            return str(SATURATED if expr > 0 else -SATURATED)
+        level = level_of(expr)
+        with self.levels.inside(level):
+            text = f"saturated({self._print(expr)})"
+        below = self.levels.below(level)
+        return self.levels.scopes[level].export("int", text, hint or "n", _about(expr)) if below else text
+
+    def _in_64_bits(self, expr: Expr) -> str:
+        if expr.is_Integer:
+            return f"int64_t{{{int(expr)}}}"
+        text = self._print(expr)
+        return text if self.extents.wide(expr) else f"static_cast<int64_t>({text})"
+
+    def _alike(self, *exprs: Expr) -> list[str]:
+        """The operands of a function that takes integers of one type."""
+        wide = any(map(self.extents.wide, exprs))
+        return [self._in_64_bits(expr) if wide else self._print(expr) for expr in exprs]
 
     def real(self, expr: Expr) -> str:
         """`expr` in fp32."""
@@ -142,35 +192,60 @@ class LevelPrinter(IntegerPrinter):
     def _print_Symbol(self, expr: sympy.Symbol) -> str:
         if self.levels.at == "row" and expr in self.row_leaves:
             return self.row_leaves[expr]
-        return self.leaves[expr] if expr in self.leaves else identifier(expr.name.rstrip("'"))
+        if expr in self.leaves:
+            return self.leaves[expr]
+        return expr.name[:-1] if expr.name.endswith("'") else identifier(expr.name)
 
     def _print_Add(self, expr: Add) -> str:
         if not self.element(expr):
-            return _sum([self.signed(term, "int") for term in expr.as_ordered_terms()])
+            return self._added(expr, [_signed(term) for term in expr.as_ordered_terms()])
         a, b, others = self.split(expr)
-        terms = [self.signed(term, "int") for term in others]
+        terms = [_signed(term) for term in others]
         if b != 0:
-            terms.append(self.signed(b * COLUMN, "int"))
+            terms.append(_signed(b * COLUMN))
         if a != 0:
-            terms.insert(0, ("+", self.value(a, "int")))
-        return _sum(terms)
+            terms.append(("+", a))
+        return self._added(expr, terms, first=len(terms) - 1 if a != 0 else 0)
+
+    def _added(self, expr: Expr, terms: list[tuple[str, Expr]], first: int = 0) -> str:
+        """The sum of `terms`, which is `expr`; of those that are added, number `first` stands in front."""
+        wide = self.extents.wide(expr) or any(self.extents.wide(term) for _, term in terms)
+        order = sorted(range(len(terms)), key=lambda at: (terms[at][0] == "-", at != first, at))
+        texts = [
+            self._in_64_bits(term) if wide and at == order[0] else self.value(term, "int")
+            for at, (_, term) in enumerate(terms)
+        ]
+        text = _sum([(terms[at][0], texts[at]) for at in order])
+        return text if self.extents.wide(expr) or not wide else f"static_cast<int>({text})"
 
     def signed(self, term: Expr, kind: Kind) -> tuple[str, str]:
-        negative = term.as_coeff_Mul()[0] < 0
-        magnitude = -term if negative else term
-        return ("-" if negative else "+"), self.value(magnitude, kind)
+        sign, magnitude = _signed(term)
+        return sign, self.value(magnitude, kind)
 
     def _print_Mul(self, expr: Mul) -> str:
         if not all(is_whole(arg) for arg in expr.args):
             self.emptyPrinter(expr)
         outer, inner = self.outer(expr.args)
         coefficient = Mul(*outer)
-        factors = [bracketed(self.value(factor, "int")) for factor in inner]
-        if coefficient == -1:
-            return "-" + " * ".join(factors)
-        if coefficient != 1:
-            factors.insert(0, bracketed(self.value(coefficient, "int")))
-        return " * ".join(factors)
+        wide = self.extents.wide(expr)
+        alone = coefficient in (1, -1)
+        factors = [self._factor(factor, wide=wide and alone and factor == inner[0]) for factor in inner]
+        if not alone:
+            factors.insert(0, self._factor(coefficient, wide=wide))
+        return ("-" if coefficient == -1 else "") + " * ".join(factors)
+
+    def _factor(self, factor: Expr, *, wide: bool) -> str:
+        return bracketed(self._in_64_bits(factor) if wide else self.value(factor, "int"))
+
+    def _print_Pow(self, expr: sympy.Pow) -> str:
+        if not self.extents.wide(expr):
+            return super()._print_Pow(expr)
+        factor = self._factor(expr.base, wide=False)
+        return " * ".join([self._factor(expr.base, wide=True), *[factor] * (int(expr.exp) - 1)])
+
+    def _print_Abs(self, expr: sympy.Abs) -> str:
+        (operand,) = expr.args
+        return f"abs({self._in_64_bits(operand) if self.extents.wide(expr) else self._print(operand)})"
 
     def _floor_div(self, quotient: Expr) -> str:
         numerator, denominator = sympy.fraction(sympy.together(quotient))
@@ -178,21 +253,32 @@ class LevelPrinter(IntegerPrinter):
             return f"__float2int_rd({self.value(quotient, 'float')})"
         if (part := self._phase(numerator, denominator)) is not None:
             whole, phase, slope = part
-            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', _times(slope))])})"
+            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', self._columns(slope))])})"
             tail = f"static_cast<int>({inner} / {int(denominator)})"
             return tail if whole == 0 else f"{self._print(whole)} + {tail}"
         if _power_of_two(denominator):
             return f"{bracketed(self._print(numerator))} >> {int(denominator).bit_length() - 1}"
-        return f"floor_div({self._print(numerator)}, {self._print(denominator)})"
+        return f"floor_div({', '.join(self._alike(numerator, denominator))})"
 
     def _phase(self, numerator: Expr, divisor: Expr) -> tuple[Expr, Expr, int] | None:
-        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative."""
+        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative.
+
+        There a is what the sum is at the least column, from which `_columns` counts.
+        """
         if not (self.element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
             return None
         part = self.affine(numerator)
         if part is None or not (part[1].is_Integer and part[1] >= 0):
             return None
-        return sympy.floor(part[0] / divisor), modulo(part[0], divisor), int(part[1])
+        if self.extents.wide((divisor + part[1]) * COLUMN):
+            return None
+        start = part[0] + self.least_column * part[1]
+        return sympy.floor(start / divisor), modulo(start, divisor), int(part[1])
+
+    def _columns(self, factor: int) -> str:
+        """`factor` times the columns from the least on: never negative, as C's ``/`` and ``%`` need."""
+        count = f"c + {-self.least_column}" if self.least_column else "c"
+        return count if factor == 1 else f"{factor} * {bracketed(count)}"
 
     def _print_modulo(self, expr: Expr) -> str:
         dividend, divisor = expr.args
@@ -200,9 +286,13 @@ class LevelPrinter(IntegerPrinter):
             return f"{bracketed(self._print(dividend))} & {int(divisor) - 1}"
         if (part := self._phase(dividend, divisor)) is not None:
             _, phase, slope = part
-            total = _sum([("+", self._print(phase)), ("+", _times(slope % int(divisor)))])
+            total = _sum([("+", self._print(phase)), ("+", self._columns(slope % int(divisor)))])
             return f"static_cast<int>(static_cast<unsigned>({total}) % {int(divisor)})"
-        return f"floor_mod({self._print(dividend)}, {self._print(divisor)})"
+        return f"floor_mod({', '.join(self._alike(dividend, divisor))})"
+
+    def _nested(self, function: str, args: Iterable[Expr]) -> str:
+        ordered = sorted(args, key=lambda arg: (arg.is_Number, sympy.default_sort_key(arg)))
+        return reduce(lambda left, right: f"{function}({left}, {right})", self._alike(*ordered))
 
     def _print_Min(self, expr: sympy.Min) -> str:
         return self._nested("min", self.grouped(expr))
@@ -226,9 +316,9 @@ class LevelPrinter(IntegerPrinter):
         if not all(is_whole(term) for term in terms):
             return f"{self.value(left, 'float')} {expr.rel_op} {self.value(right, 'float')}"
         if self.levels.at != "element":
-            if is_whole(left) and is_whole(right):
-                return f"{self._print(left)} {expr.rel_op} {self._print(right)}"
-            return f"{self._print(Add(*terms))} {expr.rel_op} 0"
+            if not (is_whole(left) and is_whole(right)):
+                left, right = Add(*terms), S.Zero
+            return f"{_side(self._print(left))} {expr.rel_op} {_side(self._print(right))}"
         if isinstance(expr, sympy.Eq | sympy.Ne) and (text := self._print_congruence(expr)):
             return text
         return self._print_difference(Add(*terms), expr.rel_op)
@@ -240,13 +330,13 @@ class LevelPrinter(IntegerPrinter):
             a, b, operator = -a, -b, _MIRRORED[operator]
         if len(others) == 1 and b == 0 and others[0].as_coeff_Mul()[0] < 0:
             a, others, operator = -a, [-others[0]], _MIRRORED[operator]
-        inner = [self.signed(term, "int") for term in others]
-        if b != 0:
-            inner.append(self.signed(b * COLUMN, "int"))
+        inner = [*others, *([b * COLUMN] if b != 0 else [])]
         hint = {"<": "end", "<=": "last", ">": "before", ">=": "first"}.get(operator, "")
-        left = _sum(inner)
-        left = bracketed(left) if re.search(" [&|] ", left) else left
-        return f"{left} {operator} {self.value(-a, 'int', hint)}"
+        left = self._added(Add(*inner), [_signed(term) for term in inner])
+        least, greatest = self.extents.of(Add(*inner))
+        limited = max(-least, greatest) < SATURATED
+        right = self.clamped(-a, "int", hint) if limited else self.value(-a, "int", hint)
+        return f"{_side(left)} {operator} {right}"
 
     def _print_congruence(self, expr: Relational) -> str | None:
         """``x % n == y`` with n constant and y per row, as ``u == c % n`` with u per row."""
@@ -260,15 +350,16 @@ class LevelPrinter(IntegerPrinter):
             if divisor in self.divisors and other == 0 and abs(part[1]) == 1:
                 holds = self._print_divisible(part[0] * -part[1], divisor)
                 return holds if isinstance(expr, sympy.Eq) else f"!{holds}"
-            if not (divisor.is_Integer and divisor > 0):
+            if not (divisor.is_Integer and divisor > 0) or self.extents.wide(divisor * COLUMN):
                 continue
             n = int(divisor)
             # a + b c = other (mod n), where other is in [0, n): b c = other - a
-            phase = modulo(other - part[0], divisor)
+            phase = modulo(other - part[0] - self.least_column * part[1], divisor)
             if not (other.is_Integer and 0 <= other < n):
                 inside = sympy.And(sympy.Ge(other, 0), sympy.Lt(other, n))
                 phase = sympy.Piecewise((phase, inside), (Integer(-1), True))
-            return f"{_times(int(part[1]) % n)} % {n} {expr.rel_op} {self._print(phase)}"
+            columns = as_term(self._columns(int(part[1]) % n))
+            return f"{columns} % {n} {expr.rel_op} {self._print(phase)}"
         return None
 
     def _print_divisible(self, target: Expr, divisor: Expr) -> str:
@@ -278,8 +369,9 @@ class LevelPrinter(IntegerPrinter):
             text = f"multiples_of({multiples})"
         multiples = self.levels.scopes["head"].export("Multiples", text, "multiples")
         with self.levels.inside("row"):
-            text = f"{multiples}.from({self._print(modulo(target, divisor))})"
-        return f"{multiples}.hold({self.levels.scopes['row'].export('unsigned', text, 'start')}, c)"
+            text = f"{multiples}.from({self._print(modulo(target - self.least_column, divisor))})"
+        start = self.levels.scopes["row"].export("unsigned", text, "start")
+        return f"{multiples}.hold({start}, {self._columns(1)})"
 
     def _print_And(self, expr: sympy.And) -> str:
         return self._combined(expr, "&" if self.levels.at == "element" else "&&")
@@ -331,6 +423,16 @@ class LevelPrinter(IntegerPrinter):
         return ">=", (-a if b == 1 else a) + (1 if strict else 0)
 
 
+def _signed(term: Expr) -> tuple[str, Expr]:
+    """The sign that `term` has in a sum, and what it stands before."""
+    return ("-", -term) if term.as_coeff_Mul()[0] < 0 else ("+", term)
+
+
+def _side(text: str) -> str:
+    """`text` as a side of a comparison, which binds more than ``&`` does."""
+    return bracketed(text) if re.search(" [&|] ", text) else text
+
+
 _MIRRORED: Mapping[str, str] = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
 
 
@@ -352,10 +454,6 @@ def as_term(text: str) -> str:
     return f"({text})" if text.startswith("-") else text
 
 
-def _times(factor: int) -> str:
-    return "c" if factor == 1 else f"{factor} * c"
-
-
 def _sum(terms: list[tuple[str, str]]) -> str:
     ordered = sorted(terms, key=lambda term: term[0] == "-")
     text = ""
@@ -370,7 +468,7 @@ def _hint(expr: sympy.Basic, kind: Kind) -> str:
         return str(expr.func)
     if isinstance(expr, sympy.Symbol):
         return str(expr.name.rstrip("'"))
-    return {"int": "n", "float": "x", "bool": "holds"}[kind]
+    return {"int": "n", "int64_t": "n", "float": "x", "bool": "holds"}[kind]
 
 
 def _about(expr: sympy.Basic) -> str:

@@ -20,10 +20,11 @@ from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
 from flashgen.codegen.identifiers import identifier
+from flashgen.codegen.printer import bracketed
 from flashgen.spec.symbols import KV, SCALE, SCORE, Q
 
 Level = Literal["constant", "head", "row", "element"]
-Kind = Literal["int", "float", "bool"]
+Kind = Literal["int", "int64_t", "float", "bool"]
 
 LEVELS: tuple[Level, ...] = ("constant", "head", "row", "element")
 
@@ -92,14 +93,23 @@ class Scope:
         return f"{self.prefix}{name}"
 
 
+class Inlined(Scope):
+    """A level without variables, of what is printed as one expression."""
+
+    def define(self, type: str, text: str, hint: str, about: str = "") -> str:
+        return bracketed(text)
+
+
 class Levels:
     """The scopes of the functions that a mask or a score prints, and the level that is being printed.
 
     `repeated` are the expressions that become variables, as a first printing has counted them.
     """
 
-    def __init__(self, head: Scope, repeated: frozenset[tuple[sympy.Basic, Kind]] = frozenset()) -> None:
-        self.scopes: dict[Level, Scope] = {"head": head, "row": Scope("row."), "element": Scope("")}
+    def __init__(
+        self, head: Scope, row: Scope, repeated: frozenset[tuple[sympy.Basic, Kind]] = frozenset()
+    ) -> None:
+        self.scopes: dict[Level, Scope] = {"head": head, "row": row, "element": Scope("")}
         self.at: Level = "element"
         self.repeated = repeated
         self.uses: Counter[tuple[sympy.Basic, Kind]] = Counter()

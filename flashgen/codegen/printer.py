@@ -79,7 +79,7 @@ class IntegerPrinter(Printer):  # type: ignore[misc]  # sympy is untyped
         return self._floor_div(expr.args[0])
 
     def _print_ceiling(self, expr: sympy.ceiling) -> str:
-        return f"-{self._floor_div(-expr.args[0])}"
+        return f"-{bracketed(self._floor_div(-expr.args[0]))}"
 
     def _floor_div(self, quotient: sympy.Expr) -> str:
         numerator, denominator = sympy.fraction(sympy.together(quotient))

@@ -107,7 +107,7 @@ class Reads:
 
     def _clamped(self, printer: LevelPrinter, subscript: _Subscript) -> str:
         """The subscript, inside its axis, at the printer's present level."""
-        index = printer.value(subscript.index, "int")
+        index = printer.clamped(subscript.index, "int")
         if subscript.length is None or subscript.leaves == "never":
             return index
         if subscript.leaves == "after":

@@ -21,7 +21,7 @@ from flashgen.spec.affine import is_whole
 from flashgen.spec.functions import sigmoid
 
 _LOG2E = 1 / sympy.log(2)
-_MOST_FACTORS = 8  # a power with an exponent up to this is a product
+_MOST_FACTORS = 8  # of a product that is written out
 
 
 class ElementPrinter(LevelPrinter):
@@ -104,11 +104,11 @@ class ElementPrinter(LevelPrinter):
 
     def _real_power(self, expr: Pow) -> str:
         base, exponent = expr.args
-        if exponent.is_Integer and abs(exponent) <= _MOST_FACTORS:
+        if exponent.is_Integer:  # never by a logarithm, which a negative base has not
             operand = bracketed(self.value(base, "float"))
             if exponent > 1 and not operand.replace(".", "").isidentifier():
                 operand = self.levels.scopes[self.levels.at].define("float", operand, "x")
-            power = " * ".join([operand] * abs(int(exponent)))
+            power = self._product_of(operand, abs(int(exponent)))
             return power if exponent > 0 else f"reciprocal_approx({power})"
         if exponent == Rational(1, 2):
             return f"sqrt_approx({self.value(base, 'float')})"
@@ -118,6 +118,13 @@ class ElementPrinter(LevelPrinter):
             return f"exp2_approx({self.value(exponent * sympy.log(base) * _LOG2E, 'float')})"
         logarithm = f"log2_approx({self.value(base, 'float')})"
         return f"exp2_approx({bracketed(self.value(exponent, 'float'))} * {logarithm})"
+
+    def _product_of(self, factor: str, count: int) -> str:
+        """A power as a product; of many factors as the square of half of them."""
+        if count <= _MOST_FACTORS:
+            return " * ".join([factor] * count)
+        root = self.levels.scopes[self.levels.at].define("float", self._product_of(factor, count // 2), "x")
+        return f"{root} * {root}" + (f" * {factor}" if count % 2 else "")
 
     def _real_choice(self, expr: sympy.Piecewise) -> str:
         *cases, (otherwise, always) = expr.args
@@ -135,7 +142,8 @@ def literal(expr: Expr) -> str:
     if not np.isfinite(number):
         return "negative_infinity()" if number < 0 else "-negative_infinity()"
     plain = number == 0 or 1e-4 <= abs(number) < 1e7
-    return f"{np.format_float_positional(number, trim='0') if plain else number}f"
+    digits = np.format_float_positional if plain else np.format_float_scientific
+    return f"{digits(number, trim='0')}f"
 
 
 def _wide(expr: Expr) -> bool:

@@ -69,18 +69,21 @@ def compare(
     calls: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in ("flashgen", *peers):
+
+    def admit(name: str, call: Callable[[], torch.Tensor]) -> None:
+        output = call()
+        torch.cuda.synchronize()
+        errors[name] = _relative_error(output[0, rows, 0].double(), expected)
+        calls[name] = call
+
+    admit("flashgen", _flashgen(case, q, k, v))
+    for name in peers:
         try:
-            call = _flashgen(case, q, k, v) if name == "flashgen" else PEERS[name](case, q, k, v)
-            output = call()
-            torch.cuda.synchronize()
+            admit(name, PEERS[name](case, q, k, v))
         except (Unsupported, ImportError) as error:
             missing[name] = str(error).partition("\n")[0]
-        except RuntimeError as error:  # how torch's and the peers' dispatchers refuse a shape
+        except (RuntimeError, AssertionError) as error:  # how they refuse a shape
             missing[name] = f"refuses: {str(error).partition(chr(10))[0]}"
-        else:
-            errors[name] = _relative_error(output[0, rows, 0].double(), expected)
-            calls[name] = call
     times, in_graph = interleave(calls, rounds)
     timings = [
         Timing(name, times[name], case.work.flops / times[name] / 1e9, errors[name], in_graph[name])

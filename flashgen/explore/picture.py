@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ FORMATS = (".png", ".svg")
 # Told apart by brightness alone too.
 COLOURS = {TileClass.SKIPPED: "#f4f1ea", TileClass.FULL: "#2a6f97", TileClass.PARTIAL: "#f4a259"}
 PANEL_INCHES = 5.0
+PANEL_LETTERS = 60  # of the title, that a panel's width holds
 GRID_TILES = 64  # up to so many, lines are drawn between tiles
 DOTS = 192  # of a panel's side; of more tiles, several share a dot
 
@@ -54,17 +56,21 @@ def draw_tiles(plan: KernelPlan, work: Workload, path: Path) -> None:
         _draw(panel, plan, work, batch, head)
         if len(which) > 1:
             panel.set_title(_name(plan, batch, head), fontsize=9)
-    figure.suptitle(_title(plan, work, shown), fontsize=11)
+    lines = [part for line in _title(plan, work, shown) for part in wrap(line, columns * PANEL_LETTERS)]
+    figure.suptitle("\n".join(lines), fontsize=10)
     shares = {
         TileClass.SKIPPED: ("skipped", shown.skipped),
-        TileClass.FULL: ("full", shown.full),
+        TileClass.FULL: ("full: unmasked", shown.full),
         TileClass.PARTIAL: ("partial: masked", shown.partial),
     }
     patches = [
         Patch(facecolor=COLOURS[what], edgecolor="#888888", label=f"{name} {share:.1%}")
         for what, (name, share) in shares.items()
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=9,
+        handlelength=1.5, columnspacing=1.5,
+    )  # fmt: skip
     figure.savefig(path)
 
 
@@ -117,16 +123,16 @@ def _name(plan: KernelPlan, batch: int, head: int) -> str:
     return ", ".join(f"{name} {n}" for name, n in (("batch", batch), ("head", head)) if name in over)
 
 
-def _title(plan: KernelPlan, work: Workload, shown: MaskExplanation) -> str:
+def _title(plan: KernelPlan, work: Workload, shown: MaskExplanation) -> list[str]:
     condition = shown.condition if len(shown.condition) <= 70 else plan.mask.label
     lines = [
         f"{plan.spec}: {condition}",
-        f"{work.seqlen_q:,} x {work.seqlen_kv:,}, tiles of {positions(plan)} x {plan.tile_kv}, "
-        f"route {shown.route}",
+        f"{work.seqlen_q:,} queries x {work.seqlen_kv:,} keys in tiles of "
+        f"{positions(plan)} x {plan.tile_kv}; route: {shown.route}",
     ]
     group = _tiles_of_a_dot(work, plan)
     notes = [shown.caveat, f"each dot {group} x {group} tiles, the costliest of them" if group > 1 else ""]
-    return "\n".join([*lines, *(f"({note})" for note in notes if note)])
+    return [*lines, *(f"({note})" for note in notes if note)]
 
 
 __all__ = ["draw_tiles"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 
 from flashgen.arch import Arch
 from flashgen.errors import PlanError
@@ -54,10 +55,12 @@ def variants(plan: KernelPlan, spec: AttentionSpec, arch: Arch) -> Iterator[Cand
 def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
     schedule = plan.schedule
     if isinstance(schedule, Sm90Schedule):
-        times = [("early", "early"), ("middle", "early"), ("late", "early"), ("late", "late")]
+        times = [("early", "early"), *product(("middle", "late"), ("early", "late"))]
         for output_wait, rescale in times:
             if (output_wait, rescale) != (schedule.output_wait, schedule.rescale):
                 yield {"output_wait": output_wait, "rescale": rescale}
+        if plan.warps >= 8:  # two warpgroups to take turns
+            yield {"ping_pong": not schedule.ping_pong}
         if not (plan.mask.keeps_all or plan.mask.listed):
             yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
             if plan.mask.derivation.route == "bounds":

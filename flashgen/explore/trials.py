@@ -21,13 +21,14 @@ from flashgen.plan import KernelPlan, Workload
 from flashgen.runtime import Kernel, reference, same_precision, tolerance
 from flashgen.runtime.inputs import Inputs, arrange
 from flashgen.runtime.launch import Launch
+from flashgen.runtime.parameters import counter_words
 from flashgen.spec import AttentionSpec
 
 WATCHDOG_S = 5.0
 SAMPLE_MS = 15.0  # long against the timer, short against a change of clocks
 ROUNDS = (5, 40)  # at least, at most
-# (batch, seqlen_q, seqlen_kv): tiles cut on both sides, rows without any key, one key
-CHECKED_SHAPES = ((2, 333, 515), (1, 300, 77), (1, 65, 1))
+# (batch, seqlen_q, seqlen_kv): tiles cut on both sides, rows without any key, one key, tiles worth sharing
+CHECKED_SHAPES = ((2, 333, 515), (1, 300, 77), (1, 65, 1), (1, 300, 4000))
 
 
 class Hang(LaunchError):
@@ -45,7 +46,9 @@ class Trial:
     @classmethod
     def of(cls, spec: AttentionSpec, plan: KernelPlan) -> Trial:
         """Load a plan that has been built. Raises LaunchError where the driver refuses it."""
-        return cls(plan, Kernel(spec, plan=plan), torch.zeros(1, dtype=torch.int32, device="cuda"))
+        sms = torch.cuda.get_device_properties("cuda").multi_processor_count
+        zeros = torch.zeros(counter_words(plan, sms), dtype=torch.int32, device="cuda")
+        return cls(plan, Kernel(spec, plan=plan), zeros)
 
     def launch(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Launch:
         """The prepared launch for contiguous tensors like these."""

@@ -73,18 +73,25 @@ def explain_tuned(
     correlation = (
         "" if entry.rank_correlation is None else f"rank correlation {entry.rank_correlation:+.2f}, "
     )
-    own = variant(workload)
-    closest = "" if entry.variant == own else f", of {entry.mask} masks: {own} was not measured"
+    others = _of_others(entry, workload)
     return replace(
         explain(entry.tiling, costs, workload, Given(), arch),
         origin="tuned",
         binding=f"measurement, the best of {entry.tried} tilings",
         measured=(
-            ("measured", f"{entry.tflops:.0f} TFLOP/s at seqlen {lengths} on {gpu}{closest}"),
+            ("measured", f"{entry.tflops:.0f} TFLOP/s at seqlen {lengths} on {gpu}{others}"),
             ("the model's ranking there", f"{correlation}its choice {100 * entry.regret:.1f}% slower"),
             ("source", entry.source),
         ),
     )
+
+
+def _of_others(entry: Tuned, workload: Workload) -> str:
+    """What was measured in place of this mask and score, where it was not they."""
+    own = variant(workload)
+    if entry.variant != own:
+        return f", of {entry.mask} masks: {own} was not measured"
+    return "" if own or workload.mask.label == entry.mask else f", of {entry.mask} masks"
 
 
 def _binding(best: Tiling, workload: Workload, given: Given, arch: Arch) -> str:

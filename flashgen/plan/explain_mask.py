@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class MaskExplanation:
         if self.basis == "sample":
             return "with the gallery's samples of the mask's tensors"
         if self.basis == "hull":
-            return "at most: what depends on tensors and parameters of the call is taken to be kept"
+            return "at most so many: what depends on tensors and parameters of the call is taken to be kept"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def _keys(mask: MaskPlan, segment: RowBounds) -> tuple[str, str]:
     last = "seqlen_kv - 1" if segment.last is None else to_text(segment.last)
     for search in mask.derivation.ranges.searches if mask.derivation.ranges is not None else ():
         found = f"(first kv with {to_text(search.read)} {search.relation} {to_text(search.value)})"
-        first, last = (text.replace(search.result.name, found) for text in (first, last))
+        whole_name = re.compile(rf"\b{search.result.name}\b")  # not a part of key_found10
+        first, last = (found.join(whole_name.split(text)) for text in (first, last))
     return first, last
 
 

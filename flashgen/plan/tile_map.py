@@ -22,6 +22,7 @@ Keep = Callable[[slice, Ints], npt.NDArray[np.bool_]]
 BLOCK = 16  # rows and keys that the tiles of kernels are multiples of
 BAND_ROWS = 256
 ELEMENTS = 1 << 26  # that are looked at in all, about
+AT_A_TIME = 1 << 24  # of them: numpy holds several integers of 8 bytes for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +107,9 @@ def _band(keep: Keep, ends: Ends, seqlen_kv: int, span: range, rows: int, keys: 
     some = np.zeros((-(-len(span) // rows), -(-seqlen_kv // keys)), dtype=np.uint8)
     every = np.zeros_like(some)
     kept = 0
-    for start in range(span.start, span.stop, BAND_ROWS):  # whole blocks; few enough elements at a time
-        part = slice(start, min(start + BAND_ROWS, span.stop))
+    step = max(rows, min(BAND_ROWS, AT_A_TIME // max(seqlen_kv, 1)) // rows * rows)  # whole blocks
+    for start in range(span.start, span.stop, step):
+        part = slice(start, min(start + step, span.stop))
         low = int(first[part].min()) // keys * keys
         high = min(-(-(int(last[part].max()) + 1) // keys) * keys, seqlen_kv)
         if low >= high:

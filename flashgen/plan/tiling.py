@@ -68,7 +68,8 @@ SYMBOLS: tuple[Expr, ...] = (
 
 # Registers of an sm90 consumer beyond its accumulators (addresses, loop state). Of 530 plans at the edge,
 # head_dim 40 to 256, one to four warpgroups, every mask and buffering, all compile with 28 to spare and none
-# does with 24 (NVRTC 13.0). This, `sm80_overhead` and `producer_need` are all that comes from the compiler.
+# does with 24 (NVRTC 13.0). With `sm80_overhead`, `producer_need` and what scores and lists take
+# (`operations.py`) this is what comes from the compiler.
 SM90_OVERHEAD = 28
 # And for each tensor that a listed mask's elements are tested by, beside `element_registers`: such kernels
 # spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.

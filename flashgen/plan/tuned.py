@@ -199,15 +199,17 @@ def read(path: Path) -> Tunings | None:
     """A file of tunings; None where there is none.
 
     Raises:
-        PlanError: it is not a file of tunings, or its schedules are those of another version.
+        PlanError: it cannot be read, is no file of tunings, or its schedules are those of another version.
     """
     try:
         return Tunings.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+    except OSError as error:
+        raise PlanError(f"the tunings in {path} cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
         raise PlanError(
             f"{path} holds no tunings that this version reads: {reason}",
             hint="remove it; `flashgen tune` writes a new one",
@@ -216,10 +218,28 @@ def read(path: Path) -> Tunings | None:
 
 def write(path: Path, tunings: Tunings) -> None:
     """Put tunings in place of what the file held, at once: no reader finds half of them."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    pending = path.with_name(f".{path.name}.{os.getpid()}")
+    pending = _pending(path)
     pending.write_text(tunings.text)
     os.replace(pending, path)
+
+
+def require_writable(path: Path) -> None:
+    """Raises PlanError where `write` could not put tunings: to be asked before minutes of measuring."""
+    try:
+        pending = _pending(path)
+        pending.touch()
+        pending.unlink()
+    except OSError as error:
+        raise PlanError(
+            f"tunings cannot be written to {path}: {error.strerror or error}",
+            hint="choose another file with --out, or another FLASHGEN_CACHE_DIR",
+        ) from None
+
+
+def _pending(path: Path) -> Path:
+    """What is written beside a file before it takes its place; its folder is made."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _usable(path: Path) -> Tunings | None:
@@ -248,6 +268,7 @@ __all__ = [
     "key_of",
     "mask_class",
     "read",
+    "require_writable",
     "tunings_for",
     "user_path",
     "variant",

@@ -1,10 +1,10 @@
 """cubin -> kernel: loading, launching, torch ops, and the interpreter that runs plans without a GPU."""
 
-from flashgen.runtime.api import attention, load
+from flashgen.runtime.api import attention, load, prepare
 from flashgen.runtime.derivative import Gradients, reference_gradients
 from flashgen.runtime.interpreter import interpret
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.prepare import Prepared
+from flashgen.runtime.preparation import Prepared
 from flashgen.runtime.reference import reference, same_precision, tolerance
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "attention",
     "interpret",
     "load",
+    "prepare",
     "reference",
     "reference_gradients",
     "same_precision",

@@ -1,4 +1,4 @@
-"""`load` and `attention`: the two ways to a kernel from Python."""
+"""`load` and `attention`, the two ways to a kernel from Python; and `prepare`, for the second."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from flashgen.build import artifact
 from flashgen.errors import LaunchError, SpecError
 from flashgen.plan import KernelPlan, plan_from_dict
+from flashgen.runtime import ops
 from flashgen.runtime.arguments import bypasses_dispatcher, is_plain
 from flashgen.runtime.formula import (
     Expression,
@@ -25,13 +26,14 @@ from flashgen.runtime.formula import (
     bare,
     formula_of,
     given_tensor,
+    json_text,
     tables,
     texts_of,
 )
-from flashgen.runtime.inputs import Inputs
+from flashgen.runtime.inputs import Inputs, Sizes, numbers
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.layouts import Outputs
-from flashgen.runtime.shaped import ShapedAttention
+from flashgen.runtime.preparation import Prepared, check_use
+from flashgen.runtime.shaped import Order, ShapedAttention
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
 
 Mask = str | Mapping[str, Any]
@@ -44,8 +46,7 @@ def load(source: str | os.PathLike[str] | AttentionSpec) -> Kernel:
 
     Args:
         source: an `AttentionSpec`; the path of a YAML spec; or a folder that ``flashgen build`` wrote, whose
-        plan is
-            taken as it is and whose cubin is used if it is there and whole.
+            plan is taken as it is and whose cubin is used if it is there and whole.
 
     Raises `SpecError` and `PlanError` for what is wrong with the spec. Nothing is compiled before the first
     call.
@@ -62,6 +63,7 @@ def attention(
     causal: bool = ..., mask: Expression | None = ..., window: int | None = ...,
     score: Expression | None = ..., tensors: Mapping[str, GivenTensor] | None = ...,
     params: Mapping[str, float] | None = ..., sink: Tensor | None = ..., scale: float | None = ...,
+    prepared: Prepared | None = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def attention(
@@ -69,6 +71,7 @@ def attention(
     causal: bool = ..., mask: Expression | None = ..., window: int | None = ...,
     score: Expression | None = ..., tensors: Mapping[str, GivenTensor] | None = ...,
     params: Mapping[str, float] | None = ..., sink: Tensor | None = ..., scale: float | None = ...,
+    prepared: Prepared | None = ...,
     return_lse: bool,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def attention(
@@ -76,7 +79,7 @@ def attention(
     causal: bool = False, mask: Expression | None = None, window: int | None = None,
     score: Expression | None = None, tensors: Mapping[str, GivenTensor] | None = None,
     params: Mapping[str, float] | None = None, sink: Tensor | None = None, scale: float | None = None,
-    return_lse: bool = False,
+    prepared: Prepared | None = None, return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(score(scale * Q K^T), masked) V with a kernel made for these tensors.
 
@@ -94,15 +97,18 @@ def attention(
         causal: keep the keys up to each query; the last query is aligned with the last key.
         window: of those, keep the last `window`; implies `causal`.
         mask: any mask of the spec language, instead of the two: text, ``{"window": 4096}``, or a Python
-            function of the language's variables (see `flashgen.spec.trace`), which each call runs anew.
+            function of the language's variables (see `flashgen.spec.trace`). What a function reads from
+            around it counts as it is at the call; under torch.compile, its globals as they are at tracing.
         score: what becomes of ``score = scale * (Q . K)`` before the softmax; text or function likewise.
         tensors: what mask and score read, by name: fp32, fp16, bf16, int32 or bool. The axes are those that
             its subscripts name (``bias[head, q, kv]``; one or two leading dimensions more are the batch and
-            the head), or the gallery's, or given: ``{"bias": (bias, ["head", "q", "kv"])}``.
+            the head), or the gallery's, or given: ``{"bias": (bias, ["head", "q", "kv"])}``. The gallery's
+            ``document`` promises that `doc` never falls; of others write ``doc[q] == doc[kv]``.
         params: numbers that mask and score name. Another value needs no other kernel; a number written in the
             text makes a kernel of its own, which may be faster.
         sink: logits that join the softmax's denominator, fp32 [heads_q].
         scale: positive; 1/sqrt(head_dim_qk) where `None`.
+        prepared: what `prepare` returned for the same arguments: layers that share a mask prepare it once.
         return_lse: also return the logarithm of the softmax's denominators.
 
     Returns:
@@ -113,9 +119,18 @@ def attention(
     Raises `SpecError` for a mask, score or head_dim that there is no kernel for, `LaunchError` for tensors
     that do not fit or where a gradient is needed.
     """
-    if score is not None or tensors or params or sink is not None or callable(mask):
+    if score is not None or tensors or params or sink is not None or prepared is not None or callable(mask):
         chosen = _chosen_mask(causal, mask, window)
-        o, lse = _with_formula(q, k, v, scale, return_lse, chosen, score, tensors or {}, params or {}, sink)
+        key, inputs = _resolved(chosen, score, tensors or {}, params or {}, sink)
+        if prepared is not None:
+            key, inputs = prepared.kernel, _with_prepared(key, inputs, prepared)
+            check_use(prepared, key, Sizes.of(q, k, "bottom_right"), inputs.params)
+        if bypasses_dispatcher(q, k, v) and is_plain(inputs.all_tensors()):
+            o, lse = ops.registered(key).run(q, k, v, scale, return_lse, inputs)
+        else:
+            o, lse = torch.ops.flashgen.forward(
+                q, k, v, scale, key, return_lse, inputs.tensors, inputs.params, inputs.sink, inputs.prepared
+            )
     elif bypasses_dispatcher(q, k, v):
         o, lse = _shaped(causal, mask, window).run(q, k, v, scale, return_lse)
     else:
@@ -124,26 +139,55 @@ def attention(
     return (o, lse) if return_lse else o  # type: ignore[return-value]
 
 
-def _with_formula(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
+def prepare(
+    q: Tensor, k: Tensor, v: Tensor, *,
+    causal: bool = False, mask: Expression | None = None, window: int | None = None,
+    score: Expression | None = None, tensors: Mapping[str, GivenTensor] | None = None,
+    params: Mapping[str, float] | None = None, sink: Tensor | None = None,
+) -> Prepared:  # fmt: skip
+    """What a mask needs besides its tensors (ranges of keys, lists of tiles), for calls of `attention` with
+    the same arguments: layers that share a mask, or the replays of a CUDA graph.
+
+        prepared = prepare(q, k, v, mask="document", tensors={"doc": doc})
+        attention(q, k, v, mask="document", tensors={"doc": doc}, prepared=prepared)
+
+    Arguments as for `attention`; of q, k and v only dtypes, shapes and strides matter. That the tensors hold
+    the same values is the caller's promise. Nothing is computed where the mask needs nothing.
+
+    Raises as `attention` does.
+    """
+    chosen = _chosen_mask(causal, mask, window)
+    key, inputs = _resolved(chosen, score, tensors or {}, params or {}, sink)
+    named = dict(zip(tensors or {}, inputs.tensors, strict=True))
+    return _of_key[key].kernel_for(q, k, v).prepare(q, k, v, tensors=named, params=params, sink=sink)
+
+
+def _resolved(
     mask: Expression, score: Expression | None, tensors: Mapping[str, GivenTensor],
     params: Mapping[str, float], sink: Tensor | None,
-) -> Outputs:  # fmt: skip
+) -> tuple[str, Inputs]:  # fmt: skip
+    """The key of a formula, and what it reads, in its order."""
     texts = _texts(mask, score, tuple(tensors), tuple(params))
     given = tuple(given_tensor(name, tensor) for name, tensor in tensors.items())
     values = tuple(bare(tensor) for tensor in tensors.values())
     # under torch.compile, index() makes a number of a symbolic length
     lengths = tuple(index(values[at].shape[dim]) for at, dim in _tables(texts, given))
     key = _formula_key(texts, given, lengths, tuple(params), sink is not None)
-    inputs = Inputs(values, tuple(float(number) for number in params.values()), sink)
-    if bypasses_dispatcher(q, k, v) and is_plain(inputs.all_tensors()):
-        return _of_key[key].run(q, k, v, scale, return_lse, inputs)
-    return torch.ops.flashgen.forward(  # type: ignore[no-any-return]
-        q, k, v, scale, key, return_lse, inputs.tensors, inputs.params, inputs.sink, ()
+    return key, Inputs(values, numbers(params), sink)
+
+
+def _with_prepared(key: str, inputs: Inputs, prepared: Prepared) -> Inputs:
+    """A formula's inputs in the order of the kernel that something was prepared for, and that beside them."""
+    tensors, params = _order(key, prepared.kernel)
+    return Inputs(
+        tuple(inputs.tensors[at] for at in tensors),
+        tuple(inputs.params[at] for at in params),
+        inputs.sink,
+        prepared.tensors,
     )
 
 
-# torch.compile runs the next four while tracing, and keeps what they return.
+# torch.compile runs the next five while tracing, and keeps what they return.
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -170,6 +214,11 @@ def _formula_key(
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _order(key: str, kernel: str) -> Order:
+    return _of_key[key].order_of(kernel)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _key(causal: bool, mask: Mask | None, window: int | None) -> str:
     return _shaped(causal, mask, window).key
 
@@ -178,12 +227,12 @@ def _shaped(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttent
     try:
         return _of_mask(causal, mask, window)
     except TypeError:  # a mapping cannot be hashed
-        return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
+        return _of_formula(Formula(json_text(_chosen_mask(causal, mask, window), "mask")))
 
 
 @cache
 def _of_mask(causal: bool, mask: Mask | None, window: int | None) -> ShapedAttention:
-    return _of_formula(Formula(json.dumps(_chosen_mask(causal, mask, window), sort_keys=True)))
+    return _of_formula(Formula(json_text(_chosen_mask(causal, mask, window), "mask")))
 
 
 @cache
@@ -225,4 +274,4 @@ def _from_manifest(manifest: Mapping[str, Any], filename: str) -> tuple[Attentio
     return parse_spec(json.dumps(manifest["spec"]), filename), plan_from_dict(manifest["plan"])
 
 
-__all__ = ["attention", "load"]
+__all__ = ["attention", "load", "prepare"]

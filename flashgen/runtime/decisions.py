@@ -12,7 +12,7 @@ from torch import Tensor
 from flashgen.plan.model import KernelPlan, Sm90Schedule
 from flashgen.plan.tiles import visits
 from flashgen.runtime.elements import Box, Elements
-from flashgen.runtime.prepare import check_prepared, extents, prepared_in_torch
+from flashgen.runtime.preparation import check_prepared, extents, prepared_in_torch
 from flashgen.spec.symbols import KV, SEQLEN_KV
 
 _WARPGROUP_ROWS = 64

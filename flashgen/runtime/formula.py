@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from flashgen.errors import LaunchError, SpecError
+from flashgen.runtime.functions import text_of
 from flashgen.runtime.inputs import INPUT_DTYPES
 from flashgen.spec.gallery import GALLERY
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.syntax import nowhere, split
-from flashgen.spec.trace import trace
 
 Expression = str | Mapping[str, Any] | Callable[..., Any]
 """A mask or a score: text of the language, ``{name: value}``, or a Python function of symbols."""
@@ -79,25 +80,54 @@ class Formula:
 
 
 def texts_of(
-    mask: Expression, score: Expression | None, tensors: Iterable[str], params: Iterable[str]
+    mask: Expression, score: Expression | None, tensors: tuple[str, ...], params: tuple[str, ...]
 ) -> tuple[str, str]:
     """Mask and score as JSON texts. `tensors` and `params` are the names that functions may take.
 
     Raises:
         SpecError: a function does what the language has no words for.
     """
-    names = {"tensors": tuple(tensors), "params": tuple(params)}
     if callable(mask):
-        mask = trace(mask, kind="mask", **names)
+        mask = text_of(mask, kind="mask", tensors=tensors, params=params)
     if callable(score):
-        score = trace(score, kind="score", **names)
-    return json.dumps(mask, sort_keys=True), json.dumps("score" if score is None else score, sort_keys=True)
+        score = text_of(score, kind="score", tensors=tensors, params=params)
+    return json_text(mask, "mask"), json_text("score" if score is None else score, "score")
+
+
+def json_text(formula: object, kind: str) -> str:
+    """A mask or score, text or mapping, as JSON. Raises `SpecError` for what is neither."""
+
+    def refused(value: object) -> NoReturn:
+        hint = (
+            "a tensor goes into `tensors`, and is read: mask='keep[q, kv]', tensors={'keep': keep}"
+            if isinstance(value, Tensor)
+            else None
+        )
+        raise SpecError(f"a {type(value).__name__} has no place in a {kind}", hint=hint)
+
+    return json.dumps(formula, sort_keys=True, default=refused)
 
 
 def given_tensor(name: str, given: GivenTensor) -> Given:
-    """What is known of a tensor that a caller passes."""
+    """What is known of a tensor that a caller passes. Raises `LaunchError` for what is none."""
+    if not (isinstance(given, Tensor) or _is_pair(given)):
+        raise LaunchError(
+            f"'{name}' is a {type(given).__name__}, not a tensor",
+            hint=f"tensors={{'{name}': tensor}}, or (tensor, ['head', 'q', 'kv']) with its axes",
+        )
     tensor = bare(given)
-    return Given(name, tensor.dtype, tensor.dim(), None if isinstance(given, Tensor) else tuple(given[1]))
+    if isinstance(given, Tensor):
+        return Given(name, tensor.dtype, tensor.dim(), None)
+    # under torch.compile, index() makes a number of a symbolic length
+    axes = tuple(index(axis) if isinstance(axis, int) else axis for axis in given[1])
+    return Given(name, tensor.dtype, tensor.dim(), axes)
+
+
+def _is_pair(given: object) -> bool:
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    tensor, axes = given
+    return isinstance(tensor, Tensor) and isinstance(axes, list | tuple)
 
 
 def bare(given: GivenTensor) -> Tensor:

@@ -58,7 +58,7 @@ class Inputs:
     tensors: tuple[Tensor, ...] = ()
     params: tuple[float, ...] = ()
     sink: Tensor | None = None  # fp32 [heads_q]
-    prepared: tuple[Tensor, ...] = ()  # see `flashgen.runtime.prepare`; empty: each call prepares
+    prepared: tuple[Tensor, ...] = ()  # see `flashgen.runtime.preparation`; empty: each call prepares
 
     def signature(self) -> tuple[object, ...]:
         """Everything that a prepared launch depends on, apart from addresses and numbers."""
@@ -135,11 +135,7 @@ def arrange(
     problems = [
         *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], name),
         *_name_problems("parameter", params, [parameter.name for parameter in declared.parameters], name),
-        *(
-            Problem(f"parameter '{key}' must be a number, but this is {value!r}")
-            for key, value in params.items()
-            if not isinstance(value, int | float) or isinstance(value, bool)
-        ),
+        *_number_problems(params),
     ]
     if declared.sink and sink is None:
         problems.append(Problem(f"{name} has a sink, and none is given", hint="sink=<fp32 tensor [heads_q]>"))
@@ -152,6 +148,13 @@ def arrange(
         tuple(float(params[parameter.name]) for parameter in declared.parameters),
         sink,
     )
+
+
+def numbers(params: Mapping[str, float]) -> tuple[float, ...]:
+    """Parameters as a kernel is given them. Raises `LaunchError` for what is no number."""
+    if problems := list(_number_problems(params)):
+        raise LaunchError(problems)
+    return tuple(float(number) for number in params.values())
 
 
 def check_inputs(declared: Declarations, inputs: Inputs, sizes: Sizes, device: torch.device) -> None:
@@ -192,6 +195,20 @@ def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
         raise LaunchError(problems)
 
 
+def check_sorted(declared: Declarations, inputs: Inputs) -> None:
+    """Whether tensors keep the promise of ``sorted: true``. Raises `LaunchError`; reads all of them."""
+    problems = [
+        Problem(
+            f"{tensor.name} falls along kv, and is declared as sorted",
+            hint="declare it without `sorted: true`; for the gallery's document write doc[q] == doc[kv]",
+        )
+        for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
+        if tensor.sorted and bool((value[..., 1:] < value[..., :-1]).any())
+    ]
+    if problems:
+        raise LaunchError(problems)
+
+
 def check_parameters(declared: Declarations, inputs: Inputs) -> None:
     """The part of `check_inputs` that shapes do not tell: all is given, numbers are finite and in range."""
     given = (len(inputs.tensors), len(inputs.params), inputs.sink is not None)
@@ -226,6 +243,15 @@ def _name_problems(
         if unknown not in wanted:
             hint = did_you_mean(str(unknown), wanted, list(wanted)) if wanted else f"it takes no {kind}s"
             yield Problem(f"{name} reads no {kind} {quoted(str(unknown))}", hint=hint)
+
+
+def _number_problems(params: Mapping[str, object]) -> Iterator[Problem]:
+    for name, value in params.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            yield Problem(
+                f"parameter '{name}' must be a number, but this is {value!r}",
+                hint="an int or a float of Python, which is known without waiting for a GPU",
+            )
 
 
 def _value_problem(parameter: RuntimeParameter, number: float) -> Problem | None:
@@ -264,4 +290,6 @@ __all__ = [
     "check_extents",
     "check_inputs",
     "check_parameters",
+    "check_sorted",
+    "numbers",
 ]

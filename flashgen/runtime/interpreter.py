@@ -1,11 +1,11 @@
 """The interpreter: runs a plan on CPU tensors tile by tile, as its kernel does.
 
-It takes the plan's decisions from where the kernels' come from (`plan.tiles`, and `runtime.prepare` for what
-is computed before a launch): which K/V tiles a q tile visits, in which order, and which of them are masked. A
-tile that is not masked is not masked here either, and K and V are padded with zeros to whole tiles as in
-shared memory, so that a wrong decision shows in the result. The arithmetic is that of FlashAttention-2 (Dao
-2023, section 3.1): online softmax in fp32, exponentials to base 2 with the scale folded in, P rounded to the
-tensors' dtype before the second product, fp32 accumulation.
+It takes the plan's decisions from where the kernels' come from (`plan.tiles`, and `runtime.preparation` for
+what is computed before a launch): which K/V tiles a q tile visits, in which order, and which of them are
+masked. A tile that is not masked is not masked here either, and K and V are padded with zeros to whole tiles
+as in shared memory, so that a wrong decision shows in the result. The arithmetic is that of FlashAttention-2
+(Dao 2023, section 3.1): online softmax in fp32, exponentials to base 2 with the scale folded in, P rounded to
+the tensors' dtype before the second product, fp32 accumulation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_kernel, check_scale
 from flashgen.runtime.decisions import Decisions
 from flashgen.runtime.elements import Box, Elements
-from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange, check_inputs
+from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange, check_inputs, check_sorted
 from flashgen.spec.symbols import SCORE
 
 _LOG2_E = math.log2(math.e)
@@ -65,6 +65,7 @@ def interpret_with(
     check_kernel(q, k, v, plan, name=plan.kernel)
     declared, sizes = Declarations.of(plan), Sizes.of(q, k, plan.align)
     check_inputs(declared, inputs, sizes, q.device)
+    check_sorted(declared, inputs)  # a kernel cannot without waiting
     scale = plan.scale if scale is None else scale
     check_scale(scale)
     o = q.new_zeros(sizes.batch, sizes.seqlen_q, sizes.heads_q, plan.head_dim_v)

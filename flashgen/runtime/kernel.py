@@ -32,7 +32,7 @@ from flashgen.runtime.inputs import (
 from flashgen.runtime.interpreter import interpret_with
 from flashgen.runtime.launch import LAUNCHES_MAX, LoadedKernel
 from flashgen.runtime.layouts import Outputs, Run
-from flashgen.runtime.prepare import Prepared, check_use, prepared_in_torch
+from flashgen.runtime.preparation import Prepared, check_use, prepared_in_torch
 from flashgen.spec import AttentionSpec, dump_spec
 
 

@@ -23,7 +23,7 @@ from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_scale
 from flashgen.runtime.counters import tile_counters
-from flashgen.runtime.inputs import Inputs, Sizes
+from flashgen.runtime.inputs import NO_INPUTS, Inputs, Sizes
 from flashgen.runtime.layouts import (
     ALIGNMENT,
     Outputs,
@@ -34,8 +34,8 @@ from flashgen.runtime.layouts import (
     with_readable,
     without_keys,
 )
-from flashgen.runtime.parameters import Parameters, Shapes, flag_count, parameters
-from flashgen.runtime.prepare import Preparation, check_prepared
+from flashgen.runtime.parameters import Parameters, Shapes, counter_words, parameters
+from flashgen.runtime.preparation import Preparation, check_prepared
 
 try:  # what Inductor's own code allocates with: a third of the host time of torch.empty
     from torch._C._dynamo.guards import _empty_strided_cuda as empty_strided  # type: ignore[attr-defined]
@@ -73,9 +73,8 @@ class LoadedKernel:
         self.sms = torch.cuda.get_device_properties(device).multi_processor_count
         self.launch_kernel = driver.launchKernel
         self.driver_error = driver.CUDADriverError
-        self._counters = None
-        if plan.family == "sm90":
-            self._counters = tile_counters(device, flag_count(plan, self.sms) if plan.stream_k else 1)
+        self.counter_words = counter_words(plan, self.sms)
+        self._counters = tile_counters(device, self.counter_words) if plan.family == "sm90" else None
         with torch.cuda.device(device):
             try:
                 self._module = _load(cupy, cubin)
@@ -234,8 +233,8 @@ class Launch:
     ) -> None:
         """Launch into given outputs, contiguous and of the shapes that a call would allocate.
 
-        `counter` is the address of an int32 zero that no other launch uses meanwhile; None takes one of the
-        GPU's.
+        `counter` is the address of `LoadedKernel.counter_words` int32 zeros that no other launch uses
+        meanwhile; None takes some of the GPU's.
         """
         with torch.cuda.device(self._index):
             self._enqueue(q, k, v, o.data_ptr(), 0 if lse is None else lse.data_ptr(), scale, counter, inputs)
@@ -268,6 +267,7 @@ def _enqueuer(
     point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
     partial_floats, point_at_partials = prepared.partial_floats, prepared.point_at_partials
+    absent = NO_INPUTS if plan.preparation else None  # a mask that reads nothing may need a map all the same
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
 
@@ -279,8 +279,8 @@ def _enqueuer(
             counter = free_counter(stream) if free_counter else 0
         with lock:
             point_at(q, k, v, o, lse, counter, scale)
-            if inputs is not None:
-                _held = preparation(inputs, stream)  # until the launch that reads it is enqueued
+            if (given := inputs or absent) is not None:
+                _held = preparation(given, stream)  # until the launch that reads it is enqueued
             if partial_floats:
                 _partials = empty_strided((partial_floats,), (1,), torch.float32)
                 point_at_partials(_partials.data_ptr())

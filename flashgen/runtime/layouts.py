@@ -60,14 +60,19 @@ def _steps_by_one(tensor: Tensor) -> bool:
 
 
 def readable(inputs: Inputs) -> Inputs:
-    """Inputs with copies of the tensors that cannot be read as they are."""
-    if all(map(_steps_by_one, inputs.tensors)):
+    """Inputs with copies of the tensors, the sink among them, that cannot be read as they are."""
+    sink = () if inputs.sink is None else (inputs.sink,)
+    if all(map(_steps_by_one, (*inputs.tensors, *sink))):
         return inputs
-    tensors = (
-        tensor if _steps_by_one(tensor) else tensor.clone(memory_format=torch.contiguous_format)
-        for tensor in inputs.tensors
+    return replace(
+        inputs,
+        tensors=tuple(map(_stepping_by_one, inputs.tensors)),
+        sink=None if inputs.sink is None else _stepping_by_one(inputs.sink),
     )
-    return replace(inputs, tensors=tuple(tensors))
+
+
+def _stepping_by_one(tensor: Tensor) -> Tensor:
+    return tensor if _steps_by_one(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def with_readable(again: Run) -> Run:

@@ -42,19 +42,24 @@ def register(key: str, kernel: Runnable) -> None:
     _kernels[key] = kernel
 
 
+def registered(key: str) -> Runnable:
+    """The kernel of a key. Raises `LaunchError` where there is none."""
+    if key not in _kernels:
+        raise LaunchError(
+            f"no kernel {key!r} in this process",
+            hint="a compiled graph needs the same flashgen.load(...) that it was compiled with",
+        )
+    return _kernels[key]
+
+
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, kernel: str, return_lse: bool,
     inputs: Sequence[Tensor], params: Sequence[float], sink: Tensor | None, prepared: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if kernel not in _kernels:
-        raise LaunchError(
-            f"no kernel {kernel!r} in this process",
-            hint="a compiled graph needs the same flashgen.load(...) that it was compiled with",
-        )
     given = None
     if inputs or params or sink is not None or prepared:
         given = Inputs(tuple(inputs), tuple(params), sink, tuple(prepared))
-    o, lse = _kernels[kernel].run(q, k, v, scale, return_lse, given)
+    o, lse = registered(kernel).run(q, k, v, scale, return_lse, given)
     if lse is None or not return_lse:
         lse = q.new_empty(0, dtype=torch.float32)
     return o, lse
@@ -103,4 +108,4 @@ _library.impl("forward", _forward, "CUDA")  # type: ignore[no-untyped-call]
 _library.impl("forward", _forward_autograd, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 torch.library.register_fake("flashgen::forward", _forward_fake, lib=_library)
 
-__all__ = ["Runnable", "register"]
+__all__ = ["Runnable", "register", "registered"]

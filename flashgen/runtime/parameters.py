@@ -172,9 +172,9 @@ class Sm90Parameters:
         self._data = data
 
 
-def flag_count(plan: KernelPlan, sms: int) -> int:
-    """One for each warpgroup of each block."""
-    return sms * plan.blocks_per_sm * plan.warps // 4
+def counter_words(plan: KernelPlan, sms: int) -> int:
+    """int32 zeros that a launch needs as its counter: where blocks share tiles, a flag of each warpgroup."""
+    return sms * plan.blocks_per_sm * plan.warps // 4 if plan.stream_k else 1
 
 
 def partial_floats(head_dim_v: int) -> int:
@@ -231,7 +231,7 @@ __all__ = [
     "Shapes",
     "Sm80Parameters",
     "Sm90Parameters",
-    "flag_count",
+    "counter_words",
     "parameters",
     "partial_floats",
 ]

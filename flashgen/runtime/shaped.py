@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashgen.errors import LaunchError
 from flashgen.runtime import ops
 from flashgen.runtime.arguments import DTYPES, check_layout, signature
 from flashgen.runtime.formula import Formula
@@ -20,6 +21,9 @@ from flashgen.spec import AttentionSpec
 _SEQLEN_BUCKETS = (128, 32768)  # tiles follow the length, by powers of two between these
 _BATCH_BUCKETS = (1, 64)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Order = tuple[tuple[int, ...], tuple[int, ...]]
+"""Where a kernel's tensors, and its parameters, stand among the formula's."""
 
 
 class ShapedAttention:
@@ -59,6 +63,26 @@ class ShapedAttention:
             self._kernels[key] = Kernel(self._spec(q.dtype, heads, head_dims, batch, seqlens))
         return self._kernels[key]
 
+    def order_of(self, kernel: str) -> Order:
+        """How the kernel of a key takes the formula's inputs.
+
+        Raises `LaunchError` for the kernel of another formula.
+        """
+        for known in self._kernels.values():
+            if known.key == kernel:
+                return self._order(known)
+        raise LaunchError(
+            "`prepared` was made for another mask or score",
+            hint="prepare it with what it is called with: flashgen.prepare(q, k, v, ...)",
+        )
+
+    def _order(self, kernel: Kernel) -> Order:
+        tensors = [name for name, _, _ in self._formula.tensors]
+        return (
+            tuple(tensors.index(tensor.name) for tensor in kernel.declared.tensors),
+            tuple(self._formula.params.index(parameter.name) for parameter in kernel.declared.parameters),
+        )
+
     def _launch(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs | None) -> Run:
         """A kernel's launch, for inputs in the formula's order. Here names meet the spec."""
         kernel = self.kernel_for(q, k, v)
@@ -71,8 +95,7 @@ class ShapedAttention:
         launch = kernel.launch_for(q, k, v, arranged if inputs is not None else None)
         if inputs is None:
             return launch
-        tensor_order = [names.index(tensor.name) for tensor in declared.tensors]
-        number_order = [self._formula.params.index(parameter.name) for parameter in declared.parameters]
+        tensor_order, number_order = self._order(kernel)
 
         def run(
             q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool,
@@ -116,4 +139,4 @@ def _bucket(length: int, limits: tuple[int, int]) -> int:
     return min(max(1 << max(length - 1, 0).bit_length(), low), high)
 
 
-__all__ = ["ShapedAttention"]
+__all__ = ["Order", "ShapedAttention"]

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 import sympy
 from sympy import Expr, Max, Min, Piecewise, S
 from sympy.core.function import AppliedUndef
+from sympy.functions.elementary.piecewise import ExprCondPair
+from sympy.logic.boolalg import BooleanAtom
 
-from flashgen.spec.functions import modulo
+from flashgen.spec.functions import floor_quotient, modulo
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
 
 _NEVER_NEGATIVE = (SEQLEN_Q, SEQLEN_KV, BATCH, HEAD, HEAD_KV)
@@ -53,7 +55,7 @@ def linear(expr: Expr) -> dict[Expr, sympy.Rational]:
         if isinstance(atom, modulo | sympy.Mod):
             dividend, divisor = atom.args
             pending.append((factor * coefficient, dividend))
-            pending.append((factor * coefficient, -divisor * sympy.floor(dividend / divisor)))
+            pending.append((factor * coefficient, -divisor * floor_quotient(dividend, divisor)))
             continue
         if isinstance(atom, sympy.Mul) and any(isinstance(part, sympy.Add) for part in atom.args):
             multiplied = sympy.expand_mul(atom, deep=False)
@@ -81,6 +83,24 @@ def is_whole(expr: Expr) -> bool:
         case Piecewise():
             return all(is_whole(value) for value, _ in expr.args)
     return expr.is_integer is True
+
+
+def is_integral(expr: sympy.Basic) -> bool:
+    """Whether it is made of integers only, with no real function or real symbol anywhere in it."""
+    allowed = (
+        sympy.Add, sympy.Mul, sympy.Rational, sympy.floor, Max, Min, sympy.Abs, Piecewise, ExprCondPair,
+        modulo, sympy.Rel, sympy.And, sympy.Or, sympy.Not, BooleanAtom,
+    )  # fmt: skip
+    for part in sympy.preorder_traversal(expr):
+        if isinstance(part, sympy.Symbol | AppliedUndef):
+            known = part.is_integer is True
+        elif isinstance(part, sympy.Pow):
+            known = part.exp.is_Integer
+        else:
+            known = isinstance(part, allowed)
+        if not known:
+            return False
+    return True
 
 
 def floor(expr: Expr) -> Expr:
@@ -246,6 +266,7 @@ __all__ = [
     "branches",
     "ceiling",
     "floor",
+    "is_integral",
     "is_whole",
     "linear",
     "total",

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import sympy
-from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Max, Min, Ne, Not, Or, Piecewise, S
+from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Min, Ne, Not, Or, Piecewise, S
 from sympy.core.function import AppliedUndef
-from sympy.functions.elementary.piecewise import ExprCondPair
-from sympy.logic.boolalg import Boolean, BooleanAtom
+from sympy.logic.boolalg import Boolean
 
-from flashgen.spec.affine import Prover, branches, ceiling, floor, is_whole, linear, total
+from flashgen.spec.affine import Prover, branches, ceiling, floor, is_integral, is_whole, linear, total
 from flashgen.spec.evaluation import evaluate
-from flashgen.spec.functions import modulo
 from flashgen.spec.symbols import KV, SEQLEN_KV
 
 
@@ -234,7 +232,8 @@ class ConditionReader:
         key = (read, relation, value)
         if key not in self.searches:
             result = sympy.Symbol(f"key_found{len(self.searches)}", integer=True)
-            self.prover.slopes[result] = self.prover.slope(value)
+            rows_differ = self.prover.depends_on_q(read)  # each row then searches keys of its own
+            self.prover.slopes[result] = None if rows_differ else self.prover.slope(value)
             self.searches[key] = Search(result, read, relation, value)
         return self.searches[key].result
 
@@ -276,24 +275,6 @@ def linear_expand(expr: Expr) -> Expr:
     return total(linear(expr))
 
 
-def is_integral(expr: sympy.Basic) -> bool:
-    """Whether it is made of integers only, with no real function or real symbol anywhere in it."""
-    allowed = (
-        sympy.Add, sympy.Mul, sympy.Rational, sympy.floor, Max, Min, sympy.Abs, Piecewise, ExprCondPair,
-        modulo, sympy.Rel, And, Or, Not, BooleanAtom,
-    )  # fmt: skip
-    for part in sympy.preorder_traversal(expr):
-        if isinstance(part, sympy.Symbol | AppliedUndef):
-            known = part.is_integer is True
-        elif isinstance(part, sympy.Pow):
-            known = part.exp.is_Integer
-        else:
-            known = isinstance(part, allowed)
-        if not known:
-            return False
-    return True
-
-
 __all__ = [
     "EVERYTHING",
     "NOTHING",
@@ -305,5 +286,4 @@ __all__ = [
     "RowBounds",
     "Search",
     "Tree",
-    "is_integral",
 ]

@@ -7,15 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from flashgen.errors import SpecError
 from flashgen.spec.inputs import AXES, DType, TensorInput
 from flashgen.spec.mathematics import DeclaredParameter, constant
 from flashgen.spec.problems import shown, wrong
-from flashgen.spec.record import Flag, Record, as_text
+from flashgen.spec.record import Flag, Record, as_text, size
 from flashgen.spec.suggest import did_you_mean, quoted
 from flashgen.spec.symbols import SCORE_VARIABLES
+from flashgen.spec.syntax import nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS
 
 _VARIABLES = (*SCORE_VARIABLES, "q_index", "head_dim")
@@ -63,6 +64,11 @@ class Formula(Record):
         for argument in arguments:
             if not isinstance(argument, int | float | str) or isinstance(argument, bool):
                 raise wrong(f"{name} takes numbers, but this is {shown(argument)}", at=(name,))
+            try:
+                split(str(argument), nowhere)
+            except SpecError as error:  # "3) or (true" would be no argument where it is put in brackets
+                (problem,) = error.problems
+                raise wrong(f"{name} takes numbers: {problem.message}", problem.hint, at=(name,)) from None
         return {"text": f"{name}({', '.join(map(str, arguments))})"}
 
 
@@ -75,7 +81,7 @@ class Parameter(Record):
 
     value: Annotated[str, BeforeValidator(as_text)] | None = None
     runtime: Literal["int", "float", "any"] | None = None
-    min: Annotated[int, Field(strict=True, ge=-(2**31), lt=2**31)] | None = None
+    min: Annotated[int, size(-(2**31), 2**31 - 1)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from typing import Literal
 
@@ -30,6 +31,7 @@ from flashgen.spec.bounds import (
 )
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, Q
+from flashgen.spec.values import has_large_integer
 
 Route = Literal["bounds", "ranges", "map"]
 
@@ -116,11 +118,11 @@ class _Box:
     lasts: tuple[Expr, ...] = ()
     guards: frozenset[Guard] = frozenset()
 
-    @property
+    @cached_property  # sympy compares the ends of a Max pair by pair
     def first(self) -> Expr | None:
         return Max(*self.firsts) if self.firsts else None
 
-    @property
+    @cached_property
     def last(self) -> Expr | None:
         return Min(*self.lasts) if self.lasts else None
 
@@ -139,6 +141,8 @@ class _Derivation:
             raise _NotIntervalsError
         segments = tuple(self.segment(box) for box in self.ascending(boxes))
         ends = [end for segment in segments for end in (segment.first, segment.last) if end is not None]
+        if any(map(self.is_beyond_kernels, ends)):
+            raise _NotIntervalsError
         if not any(self.needs_preparation(end) for end in ends):
             return MaskDerivation("bounds", segments or (RowBounds(None, S.NegativeOne),), over=self.over)
         if len(segments) > 1:
@@ -282,6 +286,11 @@ class _Derivation:
             return True
         return any(self.prove.depends_on_q(read) for read in end.atoms(AppliedUndef))
 
+    def is_beyond_kernels(self, end: Expr) -> bool:
+        """Whether it, or what it is searched by, holds constants that int32 does not."""
+        searched = [s.value for s in self.reader.searches.values() if end.has(s.result)]
+        return any(map(has_large_integer, (end, *searched)))
+
     # -- the map
 
     def map(self, condition: Boolean) -> MaskDerivation:
@@ -340,7 +349,9 @@ class _Derivation:
 
     def usable(self, end: Expr | None) -> Expr | None:
         """The end, where the map's kernel can have it."""
-        if end is None or self.needs_preparation(end) or not self.prove.nondecreasing_in_q(end):
+        if end is None or self.needs_preparation(end) or self.is_beyond_kernels(end):
+            return None
+        if not self.prove.nondecreasing_in_q(end):
             return None
         return end
 

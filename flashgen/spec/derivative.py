@@ -79,14 +79,14 @@ class _Differentiation:
                 for value, test in reversed(chosen):
                     result = _where(test, self.of(value), result)
                 return result
-            case sympy.floor() | modulo() | sympy.Mod():
+            case sympy.floor() | modulo() | sympy.Mod() | AppliedUndef():  # a read has integer subscripts
                 return S.Zero
             case sympy.Pow() if expr.exp.is_number:
                 base = expr.base
                 return expr.exp * base ** (expr.exp - 1) * self.of(base)
             case sympy.Pow() if expr.base.is_number:  # how sympy writes exp(log(2)*x)
                 return expr * sympy.log(expr.base) * self.of(expr.exp)
-            case sympy.Function(args=(inner,)) if not isinstance(expr, AppliedUndef):
+            case sympy.Function(args=(inner,)):
                 return expr.fdiff(1) * self.of(inner)
         raise TypeError(f"no derivative of {expr.func.__name__} in '{expr}'")
 

@@ -93,14 +93,19 @@ class Document:
         return (self.keys if key else self.values).get(path, Location(self.filename, 1, 1))
 
     def locate_character(self, path: Path, offset: int) -> Location:
-        """Where the character at `offset` of a text value stands, whatever quotes and folds it is in."""
+        """Where the character at `offset` of a text value stands, whatever quotes and folds it is in.
+
+        The value's place, where a character up to there is written as an escape.
+        """
         node = self.scalars[path]
         at = node.start_mark.index
         if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">"):
             at = self.text.index("\n", at)
         for character in node.value[: offset + 1]:
             if not character.isspace():
-                at = self.text.index(character, at, node.end_mark.index) + 1
+                at = self.text.find(character, at, node.end_mark.index) + 1
+                if at == 0:
+                    return self.values[path]
         at -= 1
         start = self.text.rfind("\n", 0, at) + 1
         return Location(self.filename, self.text.count("\n", 0, at) + 1, at - start + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,17 @@ def _floor(inner: sympy.Expr) -> _Evaluator:
     above, below = sympy.fraction(sympy.together(inner))
     if is_whole(above) and is_whole(below):
         numerator, denominator = _evaluator(above), _evaluator(below)
-        return lambda values: numerator(values) // denominator(values)
+        return lambda values: _divided(operator.floordiv, numerator(values), denominator(values))
     real = _evaluator(inner)
     return lambda values: np.floor(real(values)).astype(np.int64)
+
+
+def _divided(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """A quotient or a remainder of integers; what stands where the divisor is 0 is not defined: numpy's 0."""
+    if not isinstance(b, np.ndarray | np.generic):
+        return operation(a, b) if b else 0
+    with np.errstate(divide="ignore"):
+        return operation(a, b)
 
 
 def _without_fractions(comparison: sympy.Rel) -> sympy.Rel:
@@ -121,8 +129,8 @@ _OPERATIONS: Mapping[Any, Callable[..., Any]] = {
     sympy.Max: _folded(max, np.maximum),
     sympy.Min: _folded(min, np.minimum),
     sympy.Abs: abs,
-    modulo: operator.mod,
-    sympy.Mod: operator.mod,
+    modulo: partial(_divided, operator.mod),
+    sympy.Mod: partial(_divided, operator.mod),
     sympy.exp: np.exp,
     sympy.log: np.log,
     sympy.tanh: np.tanh,

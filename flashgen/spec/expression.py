@@ -22,7 +22,7 @@ from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Read
 from flashgen.spec.printer import to_text
 from flashgen.spec.suggest import closest, did_you_mean, quoted
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
-from flashgen.spec.values import CONSTANTS, FUNCTIONS, MAX_REAL, Kind, Value, symbolic
+from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,6 @@ class _Reader(Operations):
             expect is Kind.INTEGER and value.kind is Kind.REAL
         ):
             self.fail_at(tree, f"expected {expect.value}, but this is {value.kind.value}")
-        if any(abs(number) > MAX_REAL for number in value.expr.atoms(sympy.Rational)):
-            self.fail_at(tree, f"its constants multiply to more than {MAX_REAL:g}")
         if not self.trail:
             self.reading.named = self.named(tree)
         return value

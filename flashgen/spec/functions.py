@@ -29,6 +29,21 @@ class modulo(sympy.Function):  # type: ignore[misc]
         return (a - b * sympy.floor(a / b))._eval_evalf(prec)
 
 
+def floor_quotient(a: Expr, b: Expr) -> Expr:
+    """``a // b`` of integers, kept a quotient of integers under the floor.
+
+    sympy makes 1/where(c, 2, 3) a choice of 1/2 and 1/3, which no floor divides exactly: the choice is taken
+    between the quotients instead.
+    """
+    factors = sympy.Mul.make_args(b)
+    choice = next((factor for factor in factors if isinstance(factor, sympy.Piecewise)), None)
+    if choice is None:
+        return sympy.floor(a / b)
+    rest = sympy.Mul(*[factor for factor in factors if factor is not choice])
+    cases = [(floor_quotient(a, value * rest), test) for value, test in choice.args]
+    return sympy.Piecewise(*cases, evaluate=False)
+
+
 class sigmoid(sympy.Function):  # type: ignore[misc]
     """1 / (1 + exp(-x)), kept whole so that it prints as one instruction sequence and not as a quotient."""
 

@@ -31,7 +31,8 @@ class Entry:
     """A named mask (a condition) or score (a number).
 
     `tensors` are what the formula reads, given by the caller. A spec that declares a tensor of the same name
-    replaces its axes and dtype. `sink`: the softmax gets a learnable logit per head.
+    replaces its axes and dtype, so a formula names no axis that it does not speak of. `sink`: the softmax
+    gets a learnable logit per head.
     """
 
     name: str
@@ -145,7 +146,7 @@ _MASKS = (
     Entry(
         "padding",
         "mask",
-        "kv < kv_len[batch]",
+        "kv < kv_len",
         "sequences of different lengths, filled up at the end: only the first `kv_len` keys",
         "torch.nn.MultiheadAttention, key_padding_mask",
         tensors=(TensorInput("kv_len", ("batch",), "int32"),),
@@ -160,7 +161,7 @@ _SCORES = (
     Entry(
         "alibi",
         "score",
-        "score + slope[head] * (kv - q)",
+        "score + slope * (kv - q)",
         "a penalty that grows with the distance, at a slope of each head's own; with a causal mask",
         "Press et al., ALiBi, arXiv:2108.12409",
         tensors=(TensorInput("slope", ("head",), "fp32"),),
@@ -176,7 +177,7 @@ _SCORES = (
     Entry(
         "t5_bias",
         "score",
-        "score + t5_table[head, where(q - kv < 16, max(q - kv, 0),"
+        "score + t5_table[where(q - kv < 16, max(q - kv, 0),"
         " min(16 + floor(16 * log(max(q - kv, 1) / 16) / log(8) + 0.001), 31))]",
         "a learned bias per distance back, in 32 buckets that widen from 16 to 128 (decoder)",
         "Raffel et al., T5, arXiv:1910.10683; transformers, modeling_t5.py, _relative_position_bucket",
@@ -185,7 +186,7 @@ _SCORES = (
     Entry(
         "t5_encoder_bias",
         "score",
-        "score + t5_table[head, where(kv > q, 16, 0) + where(abs(q - kv) < 8, abs(q - kv),"
+        "score + t5_table[where(kv > q, 16, 0) + where(abs(q - kv) < 8, abs(q - kv),"
         " min(8 + floor(8 * log(max(abs(q - kv), 1) / 8) / log(16) + 0.001), 15))]",
         "a learned bias per distance, in 16 buckets on each side that widen from 8 to 128 (encoder)",
         "Raffel et al., T5, arXiv:1910.10683; transformers, modeling_t5.py, _relative_position_bucket",
@@ -194,7 +195,7 @@ _SCORES = (
     Entry(
         "relative_bias",
         "score",
-        "score + distance_bias[head, q - kv]",
+        "score + distance_bias",
         "a learned bias for every distance",
         "Raffel et al., T5, arXiv:1910.10683, without buckets; Liu et al., Swin, arXiv:2103.14030",
         tensors=(TensorInput("distance_bias", ("head", "q - kv"), "fp32", grad=True),),
@@ -202,7 +203,7 @@ _SCORES = (
     Entry(
         "dense_bias",
         "score",
-        "score + bias[head, q, kv]",
+        "score + bias",
         "a bias for every query and key, learned or given",
         "torch.nn.functional.scaled_dot_product_attention, attn_mask; AlphaFold 2's pair bias",
         tensors=(TensorInput("bias", ("head", "q", "kv"), "bf16", grad=True),),

@@ -15,6 +15,7 @@ from sympy import Ge, Gt, Le, Lt, S
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import Relational
 
+from flashgen.errors import SpecError
 from flashgen.spec.expression import Kind, Scope, read_expression
 from flashgen.spec.functions import modulo
 from flashgen.spec.gallery import GALLERY, Entry
@@ -59,7 +60,10 @@ def _found(expr: sympy.Basic, kind: _Kind, inputs: _Inputs) -> _Call | None:
     for entry in GALLERY.values():
         if entry.kind != kind or len(entry.parameters) > 1 or entry.sink:
             continue
-        formula, parameter = _formula(entry, inputs)
+        try:
+            formula, parameter = _formula(entry, inputs)
+        except SpecError:
+            continue  # what a spec declares by the name of the entry's tensor is of another form
         if _shape(formula) != _shape(wanted):
             continue
         if parameter is None:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn
 import sympy
 from sympy import S
 
+from flashgen.spec.affine import is_integral
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.suggest import did_you_mean
 from flashgen.spec.syntax import MAX_DEPTH
@@ -25,12 +26,15 @@ from flashgen.spec.values import (
     MAX_EXPONENT,
     MAX_INTEGER,
     MAX_REAL,
+    MIN_REAL,
     NUMERIC_FUNCTIONS,
     OPERATORS,
     Kind,
     Unfit,
     Value,
     computed,
+    has_large_integer,
+    misfit,
 )
 
 MAX_CHOICES = 16  # arguments of min, max, abs and where in all: their combinations multiply
@@ -142,9 +146,17 @@ class Operations(ABC):
         self.fail_at(node, f"{what} is not part of the expression language", _INSTEAD.get(type(op)))
 
     def checked(self, node: ast.expr, value: Value) -> Value:
-        limit = MAX_INTEGER if value.kind is Kind.INTEGER else MAX_REAL
+        """Holds a value to what kernels compute with, before sympy's exact arithmetic grows it further."""
+        integer = value.kind is Kind.INTEGER
+        limit = MAX_INTEGER if integer else MAX_REAL
         if value.number is not None and not abs(value.number) <= limit:
-            self.fail_at(node, f"the value is too large: at most {limit:.3g} is understood")
+            self.fail_at(node, f"the value is too large: at most {limit:.10g} is understood")
+        if value.number is not None and abs(value.number) < MIN_REAL and value.expr != 0:
+            self.fail_at(node, f"the value is too small: at least {MIN_REAL:g} is understood")
+        if integer and is_integral(value.expr) and has_large_integer(value.expr):
+            self.fail_at(node, f"its integers multiply to more than {MAX_INTEGER}")
+        if why := misfit(value.expr):
+            self.fail_at(node, why)
         if value.expr.has(S.NaN, S.ComplexInfinity, S.Infinity, S.NegativeInfinity, S.ImaginaryUnit):
             self.fail_at(node, "the value is not a real number")
         return value
@@ -167,7 +179,8 @@ class Operations(ABC):
         if isinstance(number, int):
             # before float(), which overflows on what a spec may hold
             if number > MAX_INTEGER:
-                self.fail_at(node, f"the integer is too large: at most {MAX_INTEGER} is understood")
+                hint = "a number may be larger: write 3e9" if number <= MAX_REAL else None
+                self.fail_at(node, f"the integer is too large: at most {MAX_INTEGER} is understood", hint)
             return Value(sympy.Integer(number), Kind.INTEGER, float(number))
         if not abs(number) <= MAX_REAL:
             self.fail_at(node, f"the number is too large: at most {MAX_REAL:g} is understood")
@@ -180,7 +193,10 @@ class Operations(ABC):
         for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
             if type(op) not in COMPARISONS:
                 self.fail_at(right, "'in' and 'is' are not part of the language", "compare with ==")
-            parts.append(self.built(right, partial(COMPARISONS[type(op)], a, b)))
+            part = self.built(right, partial(COMPARISONS[type(op)], a, b))
+            if is_integral(part) and has_large_integer(part):
+                self.fail_at(right, f"integers are compared with more than {MAX_INTEGER}")
+            parts.append(part)
         return Value(sympy.And(*parts), Kind.BOOLEAN)
 
     def compared(self, nodes: Sequence[ast.expr], values: Sequence[Value]) -> list[sympy.Basic]:

@@ -83,6 +83,8 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
         if exponent.is_Rational and exponent.q > 2:
             if base.is_number:
                 return repr(float(expr))
+            if exponent.q & (exponent.q - 1):  # how sympy writes exp(log(x)/3)
+                return f"exp({self._print(exponent)}*log({self._print(base)}))"
             return self._call("sqrt", sympy.Pow(base, 2 * exponent))
         if exponent.is_Rational and abs(exponent) > MAX_EXPONENT:
             inner = f"({self.parenthesize(base, PRECEDENCE['Pow'])}**{MAX_EXPONENT})"

@@ -9,9 +9,14 @@ from collections.abc import Iterable
 _LONGEST = 40
 
 
+def shortened(word: str) -> str:
+    """The word, cut where it is long."""
+    return word if len(word) <= _LONGEST else word[:_LONGEST] + "…"
+
+
 def quoted(word: str) -> str:
     """The word on one line, without control characters, cut where it is long."""
-    shown = word if len(word) <= _LONGEST else word[:_LONGEST] + "…"
+    shown = shortened(word)
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
 
 

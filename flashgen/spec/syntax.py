@@ -24,7 +24,7 @@ Locate = Callable[[int], Location]
 
 _UNREADABLE = re.compile(r"[^A-Za-z0-9_ .,+\-*/%<>=!()\[\]&|^~]")
 _NUMBER_INTO_NAME = re.compile(
-    r"(?<![A-Za-z0-9_.])(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![eE][+-]?\d)(?=[A-Za-z_])"
+    r"(?<![A-Za-z0-9_.])(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![eE][+-]?\d)(?=[A-Za-z_])"
 )
 _C_OPERATOR = re.compile(r"&&|\|\||!(?!=)|(?<![<>=!])=(?!=)")
 _C_INSTEAD = {"&&": "write 'and'", "||": "write 'or'", "!": "write 'not'", "=": "write '==' to compare"}

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from flashgen.errors import SpecError
 from flashgen.spec.gallery import GALLERY
-from flashgen.spec.suggest import did_you_mean, quoted
+from flashgen.spec.suggest import did_you_mean, quoted, shortened
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES
 from flashgen.spec.syntax import MAX_NODES
 
@@ -37,7 +37,7 @@ def trace(
     """The text of a mask or score that is written as a Python function.
 
     `tensors` and `params` are names that the function may take besides the language's own. A parameter with a
-    default that is none of them keeps its default.
+    default that is none of them keeps its default, and so does one with a name of the gallery.
 
     Raises:
         SpecError: a parameter is not known, or the function does what the language has no words for.
@@ -49,13 +49,14 @@ def trace(
     arguments: dict[str, Term] = {}
     positional: list[Term] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in known:
+        given = parameter.default is not parameter.empty
+        if name in known and not (given and known[name] == "entry"):
             term = Term(ast.Name(name), known[name])
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(term)
             else:
                 arguments[name] = term
-        elif parameter.default is parameter.empty:
+        elif not given:
             listed = [name for name, what in known.items() if what != "entry"]
             hint = did_you_mean(name, known, listed)
             if name in _FLEX:
@@ -82,6 +83,10 @@ class Term:
         self.nodes: int = 1 + sum(part.nodes for part in parts)
         if self.nodes > MAX_NODES:
             raise SpecError(f"the expression has more than {MAX_NODES} terms")
+
+    def __str__(self) -> str:
+        """The text as it stands in messages."""
+        return f"'{shortened(ast.unparse(self.node))}'"
 
     # -- arithmetic
 
@@ -183,7 +188,7 @@ class Term:
 
     def __getitem__(self, subscripts: Any) -> Term:
         if self.kind != "tensor":
-            raise SpecError(f"'{ast.unparse(self.node)}' is no tensor: it takes no subscript")
+            raise SpecError(f"{self} is no tensor: it takes no subscript")
         given = subscripts if isinstance(subscripts, tuple) else (subscripts,)
         terms = [_number(_term(subscript)) for subscript in given]
         inside = ast.Tuple([term.node for term in terms]) if len(terms) > 1 else terms[0].node
@@ -191,7 +196,7 @@ class Term:
 
     def __call__(self, *arguments: Any) -> Term:
         if self.kind != "entry":
-            raise SpecError(f"'{ast.unparse(self.node)}' cannot be called")
+            raise SpecError(f"{self} cannot be called")
         terms = [_number(_term(argument)) for argument in arguments]
         return Term(ast.Call(self.node, [term.node for term in terms], []), "either", terms)
 
@@ -199,7 +204,7 @@ class Term:
 
     def __bool__(self) -> NoReturn:
         raise SpecError(
-            f"'{ast.unparse(self.node)}' is asked whether it is true, but it stands for all queries and keys",
+            f"{self} is asked whether it is true, but it stands for all queries and keys",
             hint="write & | ~ for and, or, not; (a < b) & (b < c) for a < b < c; where(c, a, b) for if; "
             "minimum(a, b) and maximum(a, b) for min and max",
         )
@@ -242,7 +247,7 @@ def _number(value: Any) -> Term:
     term = _term(value)
     if term.kind == "condition":
         raise SpecError(
-            f"'{ast.unparse(term.node)}' is a condition, where a number is due",
+            f"{term} is a condition, where a number is due",
             hint="write where(condition, 1, 0); conditions are joined with & and |, and not compared",
         )
     return term
@@ -252,7 +257,7 @@ def _condition(value: Any, operator: str) -> Term:
     term = _term(value)
     if term.kind == "number":
         raise SpecError(
-            f"'{operator}' joins conditions, but '{ast.unparse(term.node)}' is a number",
+            f"'{operator}' joins conditions, but {term} is a number",
             hint=f"'{operator}' binds tighter than comparisons: write (kv <= q) {operator} (q - kv < 4096)",
         )
     return term

@@ -15,12 +15,17 @@ from enum import Enum
 from typing import Any
 
 import sympy
+from sympy.core.function import AppliedUndef
 
-from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.functions import floor_quotient, modulo, sigmoid
 
-MAX_INTEGER = 2**62
+MAX_INTEGER = 2**31 - 1  # int32, as in kernels
 MAX_REAL = 1e38  # fp32's range
+MIN_REAL = 1e-38
+_LARGEST = 10**38
+MAX_DIGITS = 300  # of a fraction's halves, which powers of 1.0001 soon pass
 MAX_EXPONENT = 16
+MAX_DEGREE = 64  # of powers of powers
 
 
 class Kind(Enum):
@@ -46,9 +51,41 @@ class Value:
 
 
 def symbolic(expr: sympy.Expr) -> Value:
-    """A symbol's value, or a number's: an integer where sympy knows it for one."""
-    kind = Kind.INTEGER if expr.is_integer else Kind.REAL
+    """A symbol's value, or a number's: an integer where sympy knows it for one, unless it is too large."""
+    kind = Kind.INTEGER if expr.is_integer and not has_large_integer(expr) else Kind.REAL
     return Value(expr, kind, float(expr) if expr.is_number else None)
+
+
+def has_large_integer(expr: sympy.Basic) -> bool:
+    """Whether a number in it, numerator or denominator, is beyond `MAX_INTEGER`."""
+    return any(max(abs(number.p), number.q) > MAX_INTEGER for number in expr.atoms(sympy.Rational))
+
+
+def misfit(expr: sympy.Basic) -> str | None:
+    """What makes an expression's numbers or powers more than the language holds."""
+    for number in expr.atoms(sympy.Rational):
+        above, below = abs(int(number.p)), int(number.q)
+        if above > below * _LARGEST:
+            return f"its constants multiply to more than {MAX_REAL:g}"
+        if 0 < above * _LARGEST < below:
+            return f"its constants multiply to less than {MIN_REAL:g}"
+        if max(above, below) >= 10**MAX_DIGITS:
+            return f"its constants multiply to more than {MAX_DIGITS} digits"
+    if _degree(expr) > MAX_DEGREE:
+        return f"its powers multiply to more than {MAX_DEGREE}"
+    return None
+
+
+def _degree(expr: sympy.Basic) -> sympy.Expr:
+    """The power that the largest value in the expression grows with: 6 for ``(q*kv + 1)**3``."""
+    match expr:
+        case sympy.Pow(base=base, exp=exponent) if exponent.is_number:
+            return abs(exponent) * _degree(base)
+        case sympy.Mul():
+            return sympy.Add(*map(_degree, expr.args))
+        case AppliedUndef():
+            return sympy.S.One
+    return max(map(_degree, expr.args), default=sympy.S.One if expr.is_Symbol else sympy.S.Zero)
 
 
 class Unfit(Exception):
@@ -124,7 +161,7 @@ OPERATORS: Mapping[type[ast.operator], Operator] = {
     ast.Sub: Operator("-", operator.sub, operator.sub),
     ast.Mult: Operator("*", operator.mul, operator.mul),
     ast.Div: Operator("/", operator.truediv, operator.truediv),
-    ast.FloorDiv: Operator("//", lambda a, b: sympy.floor(a / b), operator.floordiv),
+    ast.FloorDiv: Operator("//", floor_quotient, operator.floordiv),
     ast.Mod: Operator("%", modulo, operator.mod),
     ast.Pow: Operator("**", operator.pow, operator.pow),
 }
@@ -133,9 +170,12 @@ __all__ = [
     "COMPARISONS",
     "CONSTANTS",
     "FUNCTIONS",
+    "MAX_DEGREE",
+    "MAX_DIGITS",
     "MAX_EXPONENT",
     "MAX_INTEGER",
     "MAX_REAL",
+    "MIN_REAL",
     "NUMERIC_FUNCTIONS",
     "OPERATORS",
     "Function",
@@ -144,5 +184,7 @@ __all__ = [
     "Unfit",
     "Value",
     "computed",
+    "has_large_integer",
+    "misfit",
     "symbolic",
 ]

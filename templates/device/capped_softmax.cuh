@@ -36,8 +36,7 @@ struct CappedSoftmax : OnlineSoftmax {
   template <int kTiles>
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
                                                const float (&correction)[2]) {
-    bool small =
-        cap.polynomial_serves(maximum[0], reference[0]) && cap.polynomial_serves(maximum[1], reference[1]);
+    bool small = cap.polynomial_serves(reference[0]) && cap.polynomial_serves(reference[1]);
     if (!__all_sync(0xffffffff, small)) {  // a low cap: all scores must be small, not the largest alone
       float largest = 0.0f;
 #pragma unroll

@@ -33,24 +33,28 @@ __device__ __forceinline__ float rsqrt_approx(float x) {
 //
 // A tanh beside the exponential of every score keeps the MUFU (16 operations per cycle and SM) busy for as long as
 // the tensor cores work at head_dim 128. Where all |k * x| of a tile are at most 0.6, the odd polynomial of degree 5
-// with the least relative error on [-0.6, 0.6], 6e-5, takes the FMA pipes instead.
+// with the least relative error on [-0.6, 0.6], 6e-5, takes the FMA pipes instead; where a tile's values are at most 16,
+// so that the lse is off by less than 1e-3.
 struct ScaledTanh {
   float a, k;
   float polynomial[3];  // coefficients of x, x^3, x^5
 
   // Whether `near_zero` serves for arguments of magnitude up to `largest`; not for NaN.
-  __device__ __forceinline__ bool is_near_zero(float largest) const { return largest * fabsf(k) <= 0.6f; }
+  __device__ __forceinline__ bool is_near_zero(float largest) const {
+    return largest * fabsf(k) * fmaxf(1.0f, fabsf(a) * (0.6f / 16.0f)) <= 0.6f;
+  }
 
   __device__ __forceinline__ float near_zero(float x) const {
     const float y = x * x;
     return x * (polynomial[0] + y * (polynomial[1] + y * polynomial[2]));
   }
 
-  // Whether the polynomial may stand for a row of scores whose largest is x, a * tanh(k * x) * log2(e) being `log2_value`:
-  // x is near zero from above, and what is not near zero from below is less than exp(-16) = 1.1e-7 of the largest
-  // exponential; the polynomial rises everywhere, so it gives less than that too. k is positive.
-  __device__ __forceinline__ bool polynomial_serves(float x, float log2_value) const {
-    return k * x <= 0.6f && log2_value >= (16.0f - 0.537f * a) * kLog2e;
+  // Whether the polynomial may stand for a row of scores, the largest of a * tanh(k * x) * log2(e) being `log2_value`: x is
+  // near zero from above, and what is not near zero from below, where tanh is -0.537, is less than exp(-16) = 1.1e-7 of the
+  // largest exponential; the polynomial rises everywhere, so it gives less than that too. a is positive.
+  __device__ __forceinline__ bool polynomial_serves(float log2_value) const {
+    return log2_value <= fminf(0.537f * a, 16.0f) * kLog2e &&
+           log2_value >= fmaxf(16.0f - 0.537f * a, -16.0f) * kLog2e;
   }
 
   __device__ __forceinline__ float anywhere(float x) const { return a * tanh_approx(k * x); }

@@ -6,12 +6,21 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 __host__ __device__ constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 // Rounds towards minus infinity for every sign of a and b; C's `/` rounds towards zero.
-__host__ __device__ constexpr int floor_div(int a, int b) {
+template <typename Int>
+__host__ __device__ constexpr Int floor_div(Int a, Int b) {
   return a / b - (a % b != 0 && (a % b < 0) != (b < 0) ? 1 : 0);
 }
 
 // Has the sign of b; C's `%` has the sign of a.
-__host__ __device__ constexpr int floor_mod(int a, int b) { return a - floor_div(a, b) * b; }
+template <typename Int>
+__host__ __device__ constexpr Int floor_mod(Int a, Int b) {
+  return a - floor_div(a, b) * b;
+}
+
+// Of 64 bits what is beyond all positions is as good as 2^30, to which positions can be added in 32.
+__host__ __device__ constexpr int saturated(long long x) {
+  return x < -(1 << 30) ? -(1 << 30) : x > 1 << 30 ? 1 << 30 : static_cast<int>(x);
+}
 
 // The multiples of a divisor that is known at run time, among the columns of a tile: a multiplication and a comparison.
 //

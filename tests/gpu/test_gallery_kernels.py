@@ -20,7 +20,7 @@ from flashgen.runtime import Kernel
 from flashgen.runtime.devices import target_of
 from flashgen.runtime.elements import Elements
 from flashgen.runtime.inputs import Declarations, Sizes, arrange
-from flashgen.runtime.prepare import prepared_in_torch
+from flashgen.runtime.preparation import prepared_in_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -221,6 +221,13 @@ def test_layouts_of_a_bias(family: str, layout: str, mask: str) -> None:
     run(kernel_of(case, family), case, family, tensors={"bias": bias})
 
 
+def test_layouts_of_a_sink(family: str) -> None:
+    case = case_of("sink", 64)
+    layers = torch.randn(4, 3, device="cuda")
+    for sink in (layers[:, 1], layers[:1, 0].expand(4)):
+        run(kernel_of(case, family), case, family, sink=sink)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int32", "bool"])
 def test_dtypes_of_a_tensor(family: str, dtype: str) -> None:
     score = "score + where(pair, 1, -1)" if dtype == "bool" else "score + pair / 100"
@@ -252,6 +259,22 @@ def test_attention_with_functions_and_tensors() -> None:
         return_lse=True,
     )  # fmt: skip
     assert_exact(case, o, lse, q, k, v, tensors={"slope": slope})
+
+
+@pytest.mark.parametrize(
+    "name", ["natten_2d", "dilated", "document", "runtime step", "softcap", "sink", "padded causal"]
+)
+def test_attention_by_name(name: str) -> None:
+    """With and without what is prepared beforehand; a map without inputs has nothing else to call for it."""
+    case = case_of(name, 64)
+    q, k, v = case.tensors("cuda")
+    given = case.given("cuda")
+    options = {name: value for name, value in given.items() if value is not None and len(value)}
+    o, lse = flashgen.attention(q, k, v, mask=case.mask, score=case.score, return_lse=True, **options)
+    assert_exact(case, o, lse, q, k, v, **given)
+    prepared = flashgen.prepare(q, k, v, mask=case.mask, score=case.score, **options)
+    again = flashgen.attention(q, k, v, mask=case.mask, score=case.score, prepared=prepared, **options)
+    assert torch.equal(again, o)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
