@@ -227,8 +227,8 @@ def assert_exact(case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Te
         some = ~bottomless
         atol = 2e-5
         if case.score and some.any():
-            # Functions in a score may be as inexact as the textbook's rounded Q K^T; or as an eighth of a unit
-            # in its last place, since where there are few it may be exact by chance.
+            # Functions in a score may be as inexact as the textbook's rounded Q K^T; or as an eighth of a
+            # unit in its last place, since where there are few it may be exact by chance.
             rounded = 2 * float((textbook_lse[some] - expected_lse[some]).abs().max())
             unit = torch.finfo(q.dtype).eps * float(expected_lse[some].abs().max())
             atol = max(atol, rounded, unit / 8)

@@ -8,13 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 import sympy
-from sympy.core.function import AppliedUndef
 from sympy.printing.pycode import PythonCodePrinter
 
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.derivation import MaskDerivation
 
-Kept = Callable[..., bool]
 _FUNCTIONS = {"floor": math.floor, "modulo": lambda a, b: a % b, "Fraction": Fraction}
 
 
@@ -39,10 +37,6 @@ def compiled(expr: sympy.Basic, reads: Mapping[str, Callable[..., int]]) -> Call
     named = sympy.lambdify(symbols, expr, modules=[{**_FUNCTIONS, **reads}, "math"], printer=_PRINTER)
     names = [symbol.name for symbol in symbols]
     return lambda **values: named(*[values[name] for name in names])
-
-
-def read_names(expr: sympy.Basic) -> set[str]:
-    return {read.func.__name__ for read in expr.atoms(AppliedUndef)}
 
 
 def interval(

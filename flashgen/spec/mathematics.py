@@ -21,6 +21,7 @@ from flashgen.spec.gallery import GALLERY
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
 from flashgen.spec.operations import NamedEntries
 from flashgen.spec.symbols import MASK_VARIABLES, SCORE_VARIABLES, SEQLEN_KV, SEQLEN_Q, Q
+from flashgen.spec.syntax import nowhere
 
 Align = Literal["bottom_right", "top_left"]
 
@@ -108,9 +109,11 @@ def _read(mask: str, score: str, context: Context) -> Mathematics:
     tensors = {tensor.name: tensor for tensor in context.tensors}
     for name, tensor in [*kept.tensors.items(), *scored.tensors.items()]:
         if tensors.setdefault(name, tensor) != tensor:
-            raise SpecError(f"two named masks and scores read different tensors named '{name}'")
+            message = f"two named masks and scores read different tensors named '{name}'"
+            raise SpecError(message, location=nowhere(0))
         if any(parameter.name == name for parameter in context.parameters):
-            raise SpecError(f"'{name}' names a parameter here, and a tensor of a named mask or score")
+            message = f"'{name}' names a parameter here, and a tensor of a named mask or score"
+            raise SpecError(message, location=nowhere(0))
     read = {element.func.__name__ for part in (kept, scored) for element in part.expr.atoms(AppliedUndef)}
     symbols = kept.expr.free_symbols | scored.expr.free_symbols
     passed = (
@@ -137,6 +140,7 @@ def _check_score(score: Expr) -> None:
     if "score" not in {symbol.name for symbol in score.free_symbols}:
         raise SpecError(
             "the score leaves 'score' out: Q and K would have no part in it",
+            location=nowhere(0),
             hint="score is scale * (Q . K); write score + bias[head, q, kv], say",
         )
 

@@ -12,6 +12,8 @@ from sympy.printing.str import StrPrinter
 from flashgen.errors import SpecError
 from flashgen.spec.values import MAX_EXPONENT, MAX_INTEGER
 
+_EXACT_IN_FLOAT = 2**53
+
 
 def to_text(expr: sympy.Basic) -> str:
     """Print an expression in the language it is written in.
@@ -101,10 +103,11 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
         return self._print_Rational(expr)
 
     def _print_Rational(self, expr: sympy.Rational) -> str:
-        """Beyond the integers of the language a number is written as a float, to a float's precision."""
-        if _is_large(expr):
+        """Beyond the integers of the language a number is written as a float: exactly, up to 2^53."""
+        if max(abs(expr.p), expr.q) > _EXACT_IN_FLOAT:
             return repr(float(expr))
-        return str(expr.p) if expr.q == 1 else f"{expr.p}/{expr.q}"
+        parts = (expr.p, expr.q)[: 1 if expr.q == 1 else 2]
+        return "/".join(str(part) if abs(part) <= MAX_INTEGER else repr(float(part)) for part in parts)
 
     # -- integers
 
