@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,11 +56,14 @@ def compare(
     *,
     rounds: int = 5,
     peers: Sequence[str] = tuple(PEERS),
+    others: Mapping[str, AttentionSpec] = MappingProxyType({}),
 ) -> Comparison:
     """Time flashgen's kernel for a spec, and each peer that can do the same, on N(0, 1) inputs.
 
+    `others` are further specs of the same attention by name, with other tiles.
+
     Raises:
-        LaunchError: there is no GPU, or flashgen's own kernel cannot run on it.
+        LaunchError: there is no GPU, or flashgen's own kernels cannot run on it.
     """
     require_gpu()
     case = Case.of(spec, batch, seqlen_q, seqlen_kv)
@@ -76,7 +80,8 @@ def compare(
         errors[name] = _relative_error(output[0, rows, 0].double(), expected)
         calls[name] = call
 
-    admit("flashgen", _flashgen(case, q, k, v))
+    for name, own in {"flashgen": spec, **others}.items():
+        admit(name, _flashgen(replace(case, spec=own), q, k, v))
     for name in peers:
         try:
             admit(name, PEERS[name](case, q, k, v))

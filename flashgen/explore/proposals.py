@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import product
 
@@ -39,17 +39,27 @@ def proposals(spec: AttentionSpec, arch: Arch, top: int) -> list[Candidate]:
 def variants(plan: KernelPlan, spec: AttentionSpec, arch: Arch) -> Iterator[Candidate]:
     """Legal neighbours of a plan: one choice changed that the model ranks equal, or nearly."""
     for change in _changes(plan):
-        tiles: dict[str, object] = {
-            "q": plan.tile_q, "kv": plan.tile_kv, "stages": plan.stages, "warps": plan.warps,
-        }  # fmt: skip
-        schedule = {name: value for name, value in asdict(plan.schedule).items() if name not in _DERIVED}
-        tiles |= {name: value for name, value in change.items() if name in tiles}
-        schedule |= {name: value for name, value in change.items() if name not in tiles}
-        given = Tiles.model_validate({**tiles, "schedule": Schedule(family=plan.family, **schedule)})
         try:
-            yield rank(spec.model_copy(update={"tiles": given}), arch, tunings=()).candidates[0]
+            yield rank(changed(spec, plan, change), arch, tunings=()).candidates[0]
         except PlanError:  # one more stage, say, than fits
             continue
+
+
+def changed(spec: AttentionSpec, plan: KernelPlan, change: Mapping[str, object]) -> AttentionSpec:
+    """The spec with the tiles of `plan`, but for some of `q`, `kv`, `stages`, `warps` and schedule fields.
+
+    Registers are chosen anew. Raises pydantic's ValidationError where a field or a value is none.
+    """
+    tiles: dict[str, object] = {
+        "q": plan.tile_q, "kv": plan.tile_kv, "stages": plan.stages, "warps": plan.warps,
+    }  # fmt: skip
+    schedule = {name: value for name, value in asdict(plan.schedule).items() if name not in _DERIVED}
+    tiles |= {name: value for name, value in change.items() if name in tiles}
+    schedule |= {name: value for name, value in change.items() if name not in tiles}
+    if "q" in change and "warps" not in change:
+        tiles["warps"] = None
+    given = Tiles.model_validate({**tiles, "schedule": Schedule(family=plan.family, **schedule)})
+    return spec.model_copy(update={"tiles": given})
 
 
 def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
@@ -82,4 +92,4 @@ def tiling_of(plan: KernelPlan) -> tuple[object, ...]:
     return (plan.family, plan.tile_q, plan.tile_kv, plan.stages, plan.warps, plan.schedule)
 
 
-__all__ = ["proposals", "tiling_of", "variants"]
+__all__ = ["changed", "proposals", "tiling_of", "variants"]
