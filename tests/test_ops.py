@@ -137,6 +137,10 @@ WRONG: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Any], str]] = {
     "keys and values": (lambda q, k, v: (q, k, v[:, 1:]), r"k has 60 keys, v has 59"),
     "heads of k and v": (lambda q, k, v: (q, k, v[:, :, :1]), r"k has 2 heads, v has 1"),
     "head_dim": (lambda q, k, v: (q[..., :32], k, v), r"q has head_dim 32, k has 64"),
+    "length": (
+        lambda q, k, v: (q, *(t[:, :1].expand(-1, 2**26, -1, -1) for t in (k, v))),
+        "k has seqlen 67,108,864",
+    ),
     "heads": (lambda q, k, v: (q[:, :, :3], k, v), r"q has 3 heads, which is no multiple of k's 2"),
 }
 

@@ -19,7 +19,9 @@ Extent = tuple[int, int]
 """Least and greatest value."""
 
 POSITIONS = 2**26
-"""Lengths are taken to be below: one head of head_dim 64 would have 16 GiB of keys and values."""
+"""Batch and lengths are below: one head of head_dim 64 would have 16 GiB of keys and values."""
+
+HEADS = 2**16
 
 SATURATED = 2**30
 """What `saturated` of ``templates/device/integer.cuh`` holds integers to: beyond all positions."""
@@ -32,9 +34,9 @@ _KNOWN: dict[Expr, Extent] = {
     FIRST_KV: (0, POSITIONS),
     SEQLEN_Q: (0, POSITIONS),
     SEQLEN_KV: (0, POSITIONS),
-    BATCH: (0, 2**20),
-    HEAD: (0, 2**16),
-    HEAD_KV: (0, 2**16),
+    BATCH: (0, POSITIONS),
+    HEAD: (0, HEADS),
+    HEAD_KV: (0, HEADS),
     COLUMN: (-8, 2**9),  # -8: of the row above, on the same diagonal
 }
 
@@ -122,4 +124,4 @@ def _product(left: Extent, right: Extent) -> Extent:
     return min(values), max(values)
 
 
-__all__ = ["POSITIONS", "SATURATED", "Extents"]
+__all__ = ["HEADS", "POSITIONS", "SATURATED", "Extents"]

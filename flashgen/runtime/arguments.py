@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
+from flashgen.codegen.extents import HEADS, POSITIONS
 from flashgen.errors import LaunchError, Problem
 from flashgen.plan.model import KernelPlan
 
@@ -26,7 +27,6 @@ _tracing_state = torch._C._get_tracing_state
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
 _LAYOUT = "[batch, seqlen, heads, head_dim]"
-_INT32_MAX = 2**31 - 1
 
 
 def signature(q: Tensor, k: Tensor, v: Tensor) -> Signature:
@@ -140,8 +140,10 @@ def _layout_problems(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Problem]:
             hint=f"the layout is {_LAYOUT}",
         )
     for label, tensor in tensors.items():
-        if max(tensor.shape) > _INT32_MAX:
-            yield Problem(f"{label} has shape {tuple(tensor.shape)}; a single dimension must stay below 2^31")
+        sizes = (("batch", POSITIONS), ("seqlen", POSITIONS), ("heads", HEADS))
+        for (name, limit), size in zip(sizes, tensor.shape, strict=False):
+            if size >= limit:
+                yield Problem(f"{label} has {name} {size:,}; kernels count to {limit - 1:,}")
 
 
 __all__ = [
