@@ -93,7 +93,7 @@ __device__ __forceinline__ void wgmma_output(float (&d)[8][4], const uint32_t (&
       " wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16\n"
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},\n"
-      " {" "%32, %33, %34, %35}, %36, accumulate, 1, 1, 1;\n}"
+      " {%32, %33, %34, %35}, %36, accumulate, 1, 1, 1;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -131,6 +131,7 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const KeyTiles keys = key_tiles(params);
   return {q, head, batch, keys.begin, keys.end};
 }
+
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
@@ -288,7 +289,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(p);
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
-        finish_scores(j);
         softmax.raise_maximum(s, scale_log2, correction, Unmasked{});
         softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);

@@ -104,7 +104,7 @@ __device__ __forceinline__ void wgmma_output(float (&d)[32][4], const uint32_t (
       " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,\n"
       " %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,\n"
       " %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127},\n"
-      " {" "%128, %129, %130, %131}, %132, accumulate, 1, 1, 1;\n}"
+      " {%128, %129, %130, %131}, %132, accumulate, 1, 1, 1;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -194,6 +194,7 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params, terms);
   return {q, head, batch, keys.begin, keys.end};
 }
+
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;

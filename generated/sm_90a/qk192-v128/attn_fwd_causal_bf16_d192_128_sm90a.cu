@@ -104,7 +104,7 @@ __device__ __forceinline__ void wgmma_output(float (&d)[16][4], const uint32_t (
       " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,\n"
       " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,\n"
       " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},\n"
-      " {" "%64, %65, %66, %67}, %68, accumulate, 1, 1, 1;\n}"
+      " {%64, %65, %66, %67}, %68, accumulate, 1, 1, 1;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -167,6 +167,7 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
   return {q, head, batch, keys.begin, keys.end};
 }
+
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
