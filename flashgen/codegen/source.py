@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flashgen.plan.model import KernelPlan
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*\n', re.MULTILINE)
+_INCLUDE_PATH = " -I templates/device"  # in the line that says how to compile
 _PRAGMA_ONCE = re.compile(r"^#pragma once\n+", re.MULTILINE)
 
 
@@ -52,7 +53,7 @@ def render_standalone(plan: KernelPlan) -> str:
         seen.add(name)
         return f"// ---- {name} ----\n" + amalgamate(_PRAGMA_ONCE.sub("", source.headers[name])) + "\n"
 
-    return amalgamate(source.text)
+    return amalgamate(source.text).replace(_INCLUDE_PATH, "", 1)
 
 
 def _collect_headers(text: str, headers: dict[str, str]) -> None:
