@@ -42,6 +42,11 @@ SCORES = {
         " + where(score > 0.5, score / (1 + abs(score)), min(score, -0.25) * 3)"
     },
     "integers in an element": {"score": "score + (q - kv) // 7 + (q * kv) % 5 + (kv - q) // 8 + kv % 4"},
+    "quotients that fall": {
+        "score": "score + (5 - 3 * kv) // 11 + (9 - 2 * kv) % 13 + (q - 2 * kv) // 5"
+        " + table[(q - kv) // 7 + (q - kv) % 6 + 20]",
+        "tensors": "{table: {index: [64], dtype: fp32}}",
+    },
     "tables": {
         "score": "score + near[kv % 6] * far[q // 3, kv // 5] + all * where(on[kv], 1, -1)",
         "tensors": "{near: {index: [6], dtype: fp32}, far: {index: [q, kv], dtype: fp32},"
@@ -82,6 +87,7 @@ MASKS = {
         "mask": "near[q - kv] > 0 and kv != 5",
         "tensors": "{near: {index: [head, q - kv], dtype: fp32}}",
     },
+    "a quotient that falls": {"mask": "(q - kv) // 6 % 3 == 0"},
     "a quotient by a constant": {"mask": "(kv - q) // 6 % 2 == 0 or abs(kv % 10 - q % 10) <= 2"},
     "heads of two kinds": {"mask": "kv <= q and (head < 2 or q - kv < 9)"},
     "remainders by powers of two of a row": {"mask": "(q % 2 == head and kv % 3 == 1) or q % 4 > batch + 1"},

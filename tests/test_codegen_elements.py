@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from element_cases import PLANS, PRODUCTS, SCORES, Case, solved
-from host_kernel import COMPILER
+from host_kernel import COMPILER, HostKernel
 
 from flashgen.plan.tiles import visits
 from flashgen.spec.evaluation import evaluate
@@ -99,6 +99,13 @@ def test_prepared_ranges_are_those_of_the_condition(
             assert 0 <= first <= case.seqlen_kv and -1 <= last < case.seqlen_kv
             assert list(range(first, last + 1)) == case.kept_keys(batch, head, row)
             assert case.kernel.ends(batch, head, row + case.shift) == (first, last)
+
+
+@on_host
+@pytest.mark.parametrize("name", ["end", "place", "row_blocks", "value"])
+def test_a_tensor_may_have_the_name_of_a_variable(name: str, compiled: Path) -> None:
+    tensors = f"{{{name}: {{index: [batch, kv], dtype: int32, sorted: true}}}}"
+    HostKernel(solved(mask=f"{name}[q] == {name}[kv]", tensors=tensors), compiled)  # compiles
 
 
 @on_host

@@ -44,7 +44,19 @@ def test_a_tanh_of_more_than_the_score_has_its_polynomial_too() -> None:
 def test_a_bias_of_the_distance_is_read_once_per_diagonal() -> None:
     text = printed("relative_bias")
     assert text.count("read(") == 1 and "read(row.distance_bias - (kEdge ?" in text
-    assert "diagonals[2 + e] = j == 0 ? score_diagonal<kEdge>(rows[0], e - 8) : diagonals[e];" in text
+    assert "diagonals[2 + e] = j == 0 ? score_diagonal<kEdge>(row, e - 8) : diagonals[e];" in text
+    assert text.count("score_row(params, terms,") == 1, "the other row is not read"
+
+
+def test_a_quotient_that_falls_is_divided_once_a_row() -> None:
+    text = printed("quotients that fall")
+    elements = function(text, "score_element") + function(text, "score_diagonal")
+    assert "floor_" not in elements and elements.count("static_cast<unsigned>(row.") == 5
+
+
+def test_what_two_searches_look_for_is_read_once() -> None:
+    prepare = printed("document").partition("_prepare(")[2]
+    assert prepare.count("read(doc + min(") == 1 and prepare.count("value") == 5
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -189,7 +189,7 @@ class _Build:
                 search.result.name,
                 self._end(head, search.read.xreplace({KV: FIRST_KV})),
                 search.relation,
-                self._end(head, search.value),
+                head.define("int", self._end(head, search.value), "value"),
             )
             for search in ranges.searches
         )

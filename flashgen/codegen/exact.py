@@ -253,24 +253,27 @@ class LevelPrinter(IntegerPrinter):
             return f"__float2int_rd({self.value(quotient, 'float')})"
         if (part := self._phase(numerator, denominator)) is not None:
             whole, phase, slope = part
-            inner = f"static_cast<unsigned>({_sum([('+', self._print(phase)), ('+', self._columns(slope))])})"
-            tail = f"static_cast<int>({inner} / {int(denominator)})"
-            return tail if whole == 0 else f"{self._print(whole)} + {tail}"
+            if slope < 0:  # floor((phase - x) / n) = -floor((n - 1 - phase + x) / n)
+                phase = denominator - 1 - phase
+            total = _sum([("+", self._print(phase)), ("+", self._columns(abs(slope)))])
+            tail = f"static_cast<int>(static_cast<unsigned>({total}) / {int(denominator)})"
+            start = [] if whole == 0 else [("+", self._print(whole))]
+            return _sum([*start, ("-" if slope < 0 else "+", tail)])
         if _power_of_two(denominator):
             return f"{bracketed(self._print(numerator))} >> {int(denominator).bit_length() - 1}"
         return f"floor_div({', '.join(self._alike(numerator, denominator))})"
 
     def _phase(self, numerator: Expr, divisor: Expr) -> tuple[Expr, Expr, int] | None:
-        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b), where b is not negative.
+        """Of ``a + b*c`` over a constant: (a // divisor, a % divisor, b).
 
         There a is what the sum is at the least column, from which `_columns` counts.
         """
         if not (self.element(numerator) and divisor.is_Integer and divisor > 0) or _power_of_two(divisor):
             return None
         part = self.affine(numerator)
-        if part is None or not (part[1].is_Integer and part[1] >= 0):
+        if part is None or not part[1].is_Integer:
             return None
-        if self.extents.wide((divisor + part[1]) * COLUMN):
+        if self.extents.wide((divisor + abs(part[1])) * COLUMN):
             return None
         start = part[0] + self.least_column * part[1]
         return sympy.floor(start / divisor), modulo(start, divisor), int(part[1])

@@ -29,6 +29,10 @@ class Function:
         """Whether it is a template over kEdge: tiles at an edge keep their reads inside of the tensors."""
         return any("kEdge" in text for text in (self.result, *(value.text for value in self.variables)))
 
+    @property
+    def reads_row(self) -> bool:
+        return any(parameter.endswith(" &row") for parameter in self.parameters)
+
     def call(self, **arguments: str) -> str:
         """The call with `arguments` for parameters of those names; others are passed under their own."""
         names = [re.split(r"[ &]", parameter)[-1] for parameter in self.parameters]
@@ -74,6 +78,12 @@ class Score:
         functions = (self.argument, self.element, *(diagonal.function for diagonal in self.diagonals))
         return any(function is not None and function.edges for function in functions)
 
+    @property
+    def rows(self) -> int:
+        """How many rows of a thread are looked at: the diagonals of both are those of the first."""
+        reads = any(function is not None and function.reads_row for function in (self.argument, self.element))
+        return 2 if reads else 1 if self.row.members else 0
+
     def call(self, function: Function) -> str:
         """`function` of element e of column tile j."""
         diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
@@ -108,14 +118,14 @@ class Search:
     result: str
     read: str
     relation: str
-    value: str
+    value: str  # the name of a variable
 
 
 @dataclass(frozen=True)
 class Ranges:
     """What the preparation kernel finds for each row."""
 
-    variables: tuple[Value, ...]  # of the head
+    variables: tuple[Value, ...]  # of the head, and what the searches look for
     searches: tuple[Search, ...]
     interval: Segment
 
