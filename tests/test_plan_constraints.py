@@ -56,6 +56,7 @@ def sm90(draw: st.DrawFn) -> Tiling:
             ping_pong=draw(st.booleans()),
             q_stages=draw(st.integers(1, 2)),
             cluster=draw(st.integers(1, 2)),
+            reference=draw(st.sampled_from(["running", "first"])),
             edge_tiles=draw(st.sampled_from(["inline", "apart"])),
             tile_order=draw(st.sampled_from(["static", "dynamic", "stream_k"])),
             pack_gqa=draw(st.booleans()),

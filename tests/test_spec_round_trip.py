@@ -51,6 +51,7 @@ schedules = maybe(
     overlap=flag,
     cluster=st.integers(1, 4),
     tile_order=st.sampled_from(["static", "dynamic", "stream_k"]),
+    reference=st.sampled_from(["running", "first"]),
     edge_tiles=st.sampled_from(["inline", "apart"]),
     key_order=st.sampled_from(["descending", "ascending"]),
     output_wait=st.sampled_from(["early", "middle", "late"]),

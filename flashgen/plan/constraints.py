@@ -29,6 +29,7 @@ from flashgen.plan.tiling import (
     DYNAMIC,
     ELEMENT_REGISTERS,
     ELEMENTWISE,
+    FIRST,
     FRAGMENT_OVERHEAD,
     GROUP,
     HEAD_DIM_V,
@@ -206,7 +207,9 @@ def _sm90() -> Family:
     allotted = 8 * sympy.floor(sympy.Min(MAX_REGISTERS, REGISTERS_PER_SM / threads) / 8)
     pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
     # q_full and q_empty of a warpgroup with its tile, four barriers of a K/V stage, the cluster's next tile
-    barriers = 36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * DYNAMIC
+    barriers = (
+        36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * DYNAMIC + FIRST * (12 + 6 * WARPS)
+    )
     one, widest = sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
     return Family(
@@ -254,6 +257,12 @@ def _sm90() -> Family:
                 "tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), sympy.Integer(0), _ONE_INTERVAL
             ),
             Requirement("edge tiles apart", APART, CLOSED_FORM * (1 - UNMASKED), _ONE_INTERVAL),
+            Requirement(
+                "first reference",
+                FIRST,
+                CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP * (2 - CLUSTER) * (1 - STREAM_K),
+                f"{_ONE_INTERVAL}, no score, overlap, and neither clusters nor stream_k",
+            ),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
             Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), sympy.Integer(0), "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),

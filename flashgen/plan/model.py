@@ -38,6 +38,8 @@ class Sm90Schedule:
     # dynamic: longest first from an atomic counter; stream_k: the last wave's tiles are cut into equal shares
     tile_order: Literal["static", "dynamic", "stream_k"] = "static"
     key_order: Literal["descending", "ascending"] = "descending"  # in which a q tile walks its key tiles
+    # what exponentials are relative to: the running maximum, or the maximum of the first whole key tile
+    reference: Literal["running", "first"] = "running"
     edge_tiles: Literal["inline", "apart"] = "inline"  # apart: tiles at a mask's edges get their own loop
     output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, in, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T

@@ -26,7 +26,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # Schedule choices; 0 or 1 where they are yes or no. Choices of more than two
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
-    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k apart "
+    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k apart first "
     "q_stages cluster producer_registers consumer_registers"
 )
 (
@@ -39,6 +39,7 @@ _SCHEDULE_SYMBOLS = _symbols(
     DYNAMIC,
     STREAM_K,
     APART,
+    FIRST,
     Q_STAGES,
     CLUSTER,
     PRODUCER_REGISTERS,
@@ -132,12 +133,15 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
 
     From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles
     from a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at
-    40 too; with ends that choose or read, 16 bytes at 24 (NVRTC 13.0).
+    40 too; with ends that choose or read, 16 bytes at 24, as with tiles to repeat in dynamic order (NVRTC
+    13.0).
     """
     if head.listed and max(head.dim_qk, head.dim_v) > 128:
         return 56
     if schedule.cluster > 1 or not head.closed_form:
         return 40
+    if schedule.reference == "first" and schedule.tile_order == "dynamic":
+        return 40 if schedule.q_stages > 1 and head.has_first else 32
     if schedule.tile_order != "dynamic" or (schedule.q_stages == 1 and schedule.o_aliases_q):
         return 24 if head.plain_ends else 32
     return 40 if schedule.q_stages > 1 and head.has_first else 32
@@ -166,6 +170,7 @@ class Tiling:
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}
         choices["apart"] = choices.get("edge_tiles") == "apart"
+        choices["first"] = choices.get("reference") == "first"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
             TILE_Q: self.tile_q,

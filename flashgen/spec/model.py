@@ -71,6 +71,7 @@ class Schedule(Record, Mapping[str, Any]):
     cluster: Annotated[int, size(1, 16)] | None = None
     tile_order: Literal["static", "dynamic", "stream_k"] | None = None
     key_order: Literal["descending", "ascending"] | None = None
+    reference: Literal["running", "first"] | None = None
     edge_tiles: Literal["inline", "apart"] | None = None
     output_wait: Literal["early", "middle", "late"] | None = None
     rescale: Literal["early", "late"] | None = None

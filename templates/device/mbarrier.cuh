@@ -102,6 +102,19 @@ __device__ __forceinline__ void named_barrier_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
 }
 
+// And whether any of the threads said so (PTX "barrier.red.or").
+template <int kThreads>
+__device__ __forceinline__ bool named_barrier_any(int id, bool vote) {
+  uint32_t any;
+  asm volatile(
+      "{\n .reg .pred vote, any;\n setp.ne.u32 vote, %3, 0;\n barrier.cta.red.or.aligned.pred any, %1, %2, vote;\n"
+      " selp.u32 %0, 1, 0, any;\n}"
+      : "=r"(any)
+      : "r"(id), "n"(kThreads), "r"(static_cast<uint32_t>(vote))
+      : "memory");
+  return __shfl_sync(0xffffffff, any, 0) != 0;  // uniform, and ptxas is to know
+}
+
 template <int kThreads>
 __device__ __forceinline__ void named_barrier_arrive(int id) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(kThreads) : "memory");

@@ -75,6 +75,33 @@ struct OnlineSoftmax {
     add(s, correction);
   }
 
+  // With a reference that stays, of one row, but for the sums. The softmax is the same with any reference, and the error
+  // too while nothing overflows (Hong et al., "FlashDecoding++", 2023, section 3): see `in_range`.
+  template <int kTiles>
+  __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], float scale_log2, int r) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int e = 2 * r; e < 2 * r + 2; ++e) s[j][e] = exp2_approx(fmaf(s[j][e], scale_log2, -reference[r]));
+    }
+  }
+
+  // After `finish`: whether sums and outputs stayed in range, though the reference may have been less than the maximum.
+  // Sums cannot be too small: the reference is the maximum of some of the keys.
+  template <int kTiles>
+  __device__ __forceinline__ bool in_range(const float (&o)[kTiles][4]) const {
+    float nothing[4] = {};  // NaN where an output is not finite
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) nothing[e] = fmaf(o[j][e], 0.0f, nothing[e]);
+    }
+    return sums_in_range() && nothing[0] + nothing[1] + nothing[2] + nothing[3] == 0.0f;
+  }
+
+  // Half of fp32's exponents are left to what the sums are multiplied by, and to outputs. Not for NaN.
+  __device__ __forceinline__ bool sums_in_range() const { return sum[0] <= 0x1p60f && sum[1] <= 0x1p60f; }
+
   // The maxima of the rows, with these scores.
   template <int kTiles>
   __device__ __forceinline__ void row_maxima(const float (&s)[kTiles][4], float (&m)[2]) const {
@@ -93,12 +120,21 @@ struct OnlineSoftmax {
   template <int kTiles>
   __device__ __forceinline__ void add(const float (&s)[kTiles][4], const float (&correction)[2]) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float added = s[0][2 * r] + s[0][2 * r + 1];
+    for (int r = 0; r < 2; ++r) sum[r] = fmaf(sum[r], correction[r], row_sum(s, r));
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ void add(const float (&s)[kTiles][4]) {
 #pragma unroll
-      for (int j = 1; j < kTiles; ++j) added += s[j][2 * r] + s[j][2 * r + 1];
-      sum[r] = fmaf(sum[r], correction[r], added);
-    }
+    for (int r = 0; r < 2; ++r) sum[r] += row_sum(s, r);
+  }
+
+  template <int kTiles>
+  __device__ __forceinline__ static float row_sum(const float (&s)[kTiles][4], int r) {
+    float added = s[0][2 * r] + s[0][2 * r + 1];
+#pragma unroll
+    for (int j = 1; j < kTiles; ++j) added += s[j][2 * r] + s[j][2 * r + 1];
+    return added;
   }
 
   // Ends the pass over the keys: 1 / sum of each row, 0 for a row with no kept key. Leaves the whole row in `sum`.

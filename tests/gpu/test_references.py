@@ -1,0 +1,89 @@
+"""Exponentials relative to the maximum of the first key tile (`reference: first`): sm90 only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import Case, assert_exact
+from gpu_kernels import finish, kernel_of, missing
+
+pytestmark = pytest.mark.gpu
+
+FIRST = {"schedule": {"reference": "first"}}
+MASKS: tuple[Any, ...] = ("full", "causal", {"window": 200}, {"window": 1000})
+
+
+@pytest.fixture(autouse=True)
+def hopper() -> None:
+    if reason := missing("sm90"):
+        pytest.skip(reason)
+
+
+def schedules(**choices: Any) -> dict[str, Any]:
+    return {"schedule": {"reference": "first", **choices}}
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_against_float64(poisoned: None, dims: tuple[int, int], mask: Any, dtype: str) -> None:
+    case = Case(*dims, heads_kv=2, group=2, dtype=dtype, mask=mask, batch=3, tiles=FIRST)
+    for seqlen_q, seqlen_kv in ((1, 1), (77, 300), (700, 650), (1500, 1500), (130, 2900), (900, 333)):
+        run(replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv))
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("tile_order", ["static", "dynamic"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_tiles_that_leave_the_range_are_repeated(
+    poisoned: None, head_dim: int, mask: Any, tile_order: str, order: str
+) -> None:
+    """Some keys are so long that their scores lie hundreds above the others', in some of the batches."""
+    tiles = schedules(tile_order=tile_order, key_order=order)
+    case = Case(head_dim, head_dim, heads_kv=8, mask=mask, batch=4, tiles=tiles)
+    for seqlen_q, seqlen_kv in ((1100, 1100), (300, 2000)):
+        for share in (0.003, 0.3):
+            run(replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv), longer_keys=share)
+
+
+def test_repeated_runs_are_bitwise_equal() -> None:
+    case = Case(128, 128, heads_kv=16, mask="causal", batch=4, seqlen_q=2000, seqlen_kv=2000, tiles=FIRST)
+    q, k, v = case.tensors("cuda")
+    k[1, ::100] *= 100
+    kernel = kernel_of(case, "sm90")
+    o, lse = kernel(q, k, v, return_lse=True)
+    for _ in range(200):
+        again, lse_again = kernel(q, k, v, return_lse=True)
+        assert torch.equal(again, o) and torch.equal(lse_again, lse)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e38])
+def test_values_that_are_not_finite_come_out_as_they_would(poisoned: None, value: float) -> None:
+    case = Case(128, 128, heads_kv=4, mask="causal", batch=2, seqlen_q=1000, seqlen_kv=1000, tiles=FIRST)
+    q, k, v = case.tensors("cuda")
+    v[0, 100, 1, 5] = value
+    o = kernel_of(case, "sm90")(q, k, v)
+    expected = kernel_of(replace(case, tiles="auto"), "sm90")(q, k, v)
+    torch.testing.assert_close(o, expected, rtol=2e-2, atol=2e-2, equal_nan=True)
+
+
+def test_sinks(poisoned: None) -> None:
+    case = Case(64, 64, heads_kv=4, mask="causal", sink=True, seqlen_q=900, seqlen_kv=900, tiles=FIRST)
+    run(case)
+    run(case, longer_keys=0.01)
+
+
+def run(case: Case, longer_keys: float = 0.0) -> None:
+    q, k, v = case.tensors("cuda")
+    if longer_keys:
+        chosen = torch.rand(k.shape[:2], generator=torch.Generator().manual_seed(1)) < longer_keys
+        chosen[::2] = False
+        k[chosen.to("cuda")] *= 100
+    given = case.given("cuda")
+    o, lse = kernel_of(case, "sm90")(q, k, v, return_lse=True, **given)
+    finish(case, "sm90")
+    assert_exact(case, o, lse, q, k, v, **given)
