@@ -369,6 +369,12 @@ def test_leading_dimensions_are_batch_and_head() -> None:
         ({"mask": torch.ones(60, 90).bool()}, SpecError, r"Tensor has no place in a mask\n.*into `tensors`"),
         ({"mask": {"window": torch.tensor(3)}}, SpecError, "a Tensor has no place in a mask"),
         ({"mask": "document", "tensors": {"doc": DOC.flip(1)}}, LaunchError, "doc falls along kv"),
+        ({"mask": "true or q < p * 0", "params": {"p": "4"}}, LaunchError, "must be a number"),
+        ({"mask": "q < p", "params": {"p": 10**400}}, LaunchError, "'p' is an integer beyond the range"),
+        ({"window": torch.tensor(3)}, SpecError, r"Tensor has no place in a mask\n.*int\(size\)"),
+        ({"mask": max}, SpecError, ".max. is no Python function that a mask can be"),
+        ({"sink": [0.5, 0.25]}, LaunchError, "sink is a list, not a tensor"),
+        ({"causal": True, "prepared": 3}, LaunchError, "`prepared` is a int, and not what `prepare` returns"),
     ],
 )  # fmt: skip
 def test_what_attention_refuses(
@@ -376,6 +382,86 @@ def test_what_attention_refuses(
 ) -> None:
     with pytest.raises(error, match=message):
         attention(*qkv, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"mask": "kv <= q + p * 0", "params": {"p": 3}}, {"mask": "causal"}),
+        ({"mask": "causal and (document or kv <= kv)", "tensors": {"doc": DOC}}, {"mask": "causal"}),
+        ({"causal": True, "score": "score + 0 * bias[q, kv]", "tensors": {"bias": BIAS}}, {"mask": "causal"}),
+        ({"mask": "window(20 + p - p)", "params": {"p": 3}}, {"mask": "window(20)"}),
+    ],
+)  # fmt: skip
+def test_what_cancels_may_be_given(
+    options: dict[str, Any], same: dict[str, Any], qkv: tuple[Tensor, ...]
+) -> None:
+    assert torch.equal(attention(*qkv, **options), attention(*qkv, **same))
+    prepared = flashgen.prepare(*qkv, **options)
+    assert torch.equal(attention(*qkv, prepared=prepared, **options), attention(*qkv, **same))
+
+
+def test_what_a_spec_declares_may_be_given(qkv: tuple[Tensor, ...]) -> None:
+    """Though its formulas do without; but no constant, whose value is in the kernel."""
+    declared = {"doc": {"index": ["batch", "kv"], "dtype": "int32"}}
+    params = {"p": "runtime", "size": 7}
+    spec = replace(CASE, mask="kv <= q + p * 0 and q - kv < size", inputs=declared, params=params).spec()
+    kernel, expected = load(spec), load(replace(CASE, mask="window(7)").spec())(*qkv)
+    assert torch.equal(kernel(*qkv), expected)
+    assert torch.equal(kernel(*qkv, tensors={"doc": DOC}, params={"p": 5}), expected)
+    for wrong in ({"params": {"size": 7}}, {"params": {"doc_": 5}}, {"tensors": {"dok": DOC}}):
+        with pytest.raises(LaunchError, match="reads no"):
+            kernel(*qkv, **wrong)
+    reads = load(case_of("document").spec())
+    with pytest.raises(LaunchError, match=r"reads no parameter .doc."):
+        reads(*qkv, tensors={"doc": DOC}, params={"doc": 5})
+
+
+@pytest.mark.parametrize("wrong", [None, [1.0], "array"], ids=str)
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_what_is_no_tensor_is_told(documents: Kernel, qkv: tuple[Tensor, ...], at: int, wrong: Any) -> None:
+    given = {"tensors": {"doc": DOC}}
+    mask = {"mask": "causal and document", **given}
+    prepared = flashgen.prepare(*qkv, **mask)
+    arguments: list[Any] = list(qkv)
+    arguments[at] = qkv[at].float().numpy() if wrong == "array" else wrong
+    for call in (
+        lambda: attention(*arguments),
+        lambda: attention(*arguments, causal=True, score="softcap(5)"),
+        lambda: attention(*arguments, prepared=prepared, **mask),
+        lambda: flashgen.prepare(*arguments, **mask),
+        lambda: documents(*arguments, **given),
+        lambda: documents.prepare(*arguments, **given),
+    ):
+        with pytest.raises(LaunchError, match=f"^{'qkv'[at]} is a .*, not a tensor"):
+            call()
+
+
+def test_kernels_tell_what_is_no_tensor(documents: Kernel, qkv: tuple[Tensor, ...]) -> None:
+    doc: Any = [[1, 2]]
+    for call in (documents, documents.prepare):
+        with pytest.raises(LaunchError, match="doc is a list, not a tensor"):
+            call(*qkv, tensors={"doc": doc})
+    prepared: Any = (1, 2)
+    with pytest.raises(LaunchError, match="`prepared` is a tuple"):
+        documents(*qkv, tensors={"doc": DOC}, prepared=prepared)
+    prepared = documents.prepare(*qkv, tensors={"doc": DOC})
+    with pytest.raises(LaunchError, match=r"q has shape \(60, 4, 64\); expected \[batch"):
+        documents(qkv[0][0], *qkv[1:], tensors={"doc": DOC}, prepared=prepared)
+
+
+def test_documents_in_any_order(qkv: tuple[Tensor, ...]) -> None:
+    """What docs/spec.md says to write where a gallery's `doc` would fall: padding of -1, say."""
+    doc = torch.where(DOC >= 6, -1, DOC)
+    with pytest.raises(LaunchError, match=r"falls along kv.*\n.*doc\[q\] == doc\[kv\]"):
+        attention(*qkv, mask="document", tensors={"doc": doc})
+    mask = "doc[q] == doc[kv] and doc[kv] >= 0"
+    o, lse = attention(*qkv, mask=mask, tensors={"doc": doc}, return_lse=True)
+    declared = {"doc": {"index": ["batch", "kv"], "dtype": "int32"}}
+    assert_exact(replace(CASE, mask=mask, inputs=declared), o, lse, *qkv, tensors={"doc": doc})
+    own = replace(CASE, mask="document and doc[kv] >= 0", inputs=declared)
+    o, lse = load(own.spec())(*qkv, tensors={"doc": doc}, return_lse=True)
+    assert_exact(own, o, lse, *qkv, tensors={"doc": doc})
 
 
 def test_functions_of_flashgen_write_expressions() -> None:

@@ -51,6 +51,8 @@ def assert_refused(text: str, line: int, column: int, message: str, hint: str) -
     ("mask", "column", "message", "hint"),
     [
         ("casual", 1, 'unknown name "casual"', "did you mean 'causal'? allowed: q, kv"),
+        ("casual", 1, 'unknown name "casual"', "full, causal, window, band"),
+        ("windw(3)", 1, 'unknown function "windw"', "floor, full, causal, window, band"),
         ("kv <= q and q - kv < siz", 22, 'unknown name "siz"', "'size'?"),
         ("windw(3)", 1, 'unknown function "windw"', "did you mean 'window'?"),
         ("{windw: 3}", 1, 'unknown function "windw"', "did you mean 'window'?"),
@@ -93,6 +95,9 @@ def test_mistakes_in_masks(mask: str, column: int, message: str, hint: str) -> N
     ("score", "column", "message", "hint"),
     [
         ("scor + 1", 1, 'unknown name "scor"', "did you mean 'score'?"),
+        ("scor + 1", 1, 'unknown name "scor"', "alibi, softcap, t5_bias"),
+        ("softcp(3)", 1, 'unknown function "softcp"', "floor, alibi, softcap"),
+        ("score + where(casual, 1, 2)", 15, 'unknown name "casual"', "did you mean 'causal'?"),
         ("score < 3", 1, "expected a number, but this is a condition", ""),
         ("score + (kv < q)", 10, "expected a number, but this is a condition", ""),
         ("score + causal", 9, "expected a number, but this is a condition", ""),
@@ -226,6 +231,28 @@ def test_entries_that_name_each_other_are_refused(monkeypatch: pytest.MonkeyPatc
         parse_spec(BASE.replace("mask: causal", "mask: q < 3 or one"), "a.yaml")
     (problem,) = caught.value.problems
     assert problem.location == Location("a.yaml", 6, 18)
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "message"),
+    [
+        ("haed_dim: 64", 3, 'unknown key "haed_dim"'),
+        ("head_dim: 100", 13, "head_dim must be a multiple of 8"),
+        ("head_dim: 64\n  algn: top_left", 3, 'unknown key "algn"'),
+        ("head_dim: 64\n  align: top", 10, "align must be one of"),
+    ],
+)
+def test_mask_and_score_are_read_beside_other_mistakes(line: str, column: int, message: str) -> None:
+    text = (
+        BASE.replace("head_dim: 64", line)
+        .replace("mask: causal", "mask: casual")
+        .replace("score: score", "score: scor")
+    )
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, "a.yaml")
+    other, mask, score = caught.value.problems
+    assert message in other.message and other.location is not None and other.location.column == column
+    assert 'mask: unknown name "casual"' in mask.message and 'score: unknown name "scor"' in score.message
 
 
 def test_the_command_ends_with_2(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from attention_cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashgen.arch import arch
 from flashgen.errors import LaunchError
-from flashgen.runtime import reference
+from flashgen.plan import solve
+from flashgen.runtime import interpret, reference
 from flashgen.runtime.elements import Box, Elements
 from flashgen.runtime.evaluate import evaluate
 from flashgen.runtime.inputs import Declarations, Inputs, Sizes, arrange, check_inputs
@@ -40,6 +42,8 @@ CONDITIONS = (
     "where(q < 9, kv, q - kv) % 4 == 1 or q == kv",
     "q != kv and (3 * q) % -5 < (kv * kv) // 7 - 2",
     "floor(q / 2 + kv / 3) < 9",
+    "q / where(kv % 3 < 2, 3, 49) + kv / 49 >= where(q < 9, 1/49, 1)",
+    "floor(q / where(kv % 3 < 2, where(q < 5, 7, 49), 3)) == kv // 49",
     "floor(sqrt(kv) / 2 + 0.01) <= 2 and q ** 2 >= kv ** 3",
     "true",
     "false",
@@ -77,6 +81,33 @@ def test_division_and_remainder_are_floored(a: int, b: int, c: int) -> None:
     expected = [((a * q + c) // b, (a * q + c) % b) for q in rows.tolist()]
     for expr, column in zip((quotient, rest), zip(*expected, strict=True), strict=True):
         assert evaluate(expr, {"q": rows}).expand(80).tolist() == list(column)
+
+
+@pytest.mark.parametrize(
+    "text", ["q // kv < 3", "q % kv < 3", "floor(q / (kv - 3)) < 3", "5 % kv + 7 // kv < 3"]
+)
+def test_a_divisor_of_0_leaves_the_others_as_they_are(text: str) -> None:
+    """Its own element is not defined."""
+    condition = parsed(text, Kind.BOOLEAN)
+    whole = evaluate(condition, {"q": ROWS, "kv": KEYS}).expand(40, 30)
+    for column in range(30):
+        if column != (3 if "3)" in text else 0):
+            alone = evaluate(condition, {"q": ROWS, "kv": KEYS[:, column : column + 1]}).expand(40, 1)
+            assert torch.equal(whole[:, column : column + 1], alone)
+
+
+@pytest.mark.parametrize(
+    "mask", ["q // kv < 3", "(q + 40) % head < 3 or kv < 2", "q // (batch * kv_len) < kv"]
+)
+def test_the_interpreter_and_the_reference_outlast_a_divisor_of_0(mask: str) -> None:
+    inputs = {"kv_len": {"index": ["batch"], "dtype": "int32"}} if "kv_len" in mask else {}
+    case = Case(mask=mask, inputs=inputs, heads_kv=2, batch=2, seqlen_q=40, seqlen_kv=40)
+    q, k, v = case.tensors()
+    tensors = {name: torch.tensor([0, 20], dtype=torch.int32) for name in inputs}
+    o, lse = reference(case.spec(), q, k, v, tensors=tensors)
+    assert not o.isnan().any() and not lse.isnan().any()
+    o, lse = interpret(solve(case.spec(), arch("sm_80")), q, k, v, tensors=tensors)
+    assert not o.isnan().any() and not lse.isnan().any()
 
 
 def test_large_integers_are_exact() -> None:

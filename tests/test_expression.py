@@ -361,7 +361,10 @@ def test_numbers_print_back(expr: sympy.Expr) -> None:
 @pytest.mark.parametrize(
     ("text", "printed"),
     [
-        ("q-kv<4096 and kv<=q", "kv <= q and -kv + q < 4096"),
+        ("q-kv<4096 and kv<=q", "kv <= q and q - kv < 4096"),
+        ("1-q>kv-2*q", "1 - q > kv - 2*q"),
+        ("-q-kv<0", "-kv - q < 0"),
+        ("x<doc[kv-q]-x*kv", "x < doc[batch, kv - q] - kv*x"),
         ("kv//4==q//4", "(kv // 4) == (q // 4)"),
         ("50*tanh(x/50)<1", "50*tanh(x/50) < 1"),
         ("where(q<3,q,kv)<1/3", "where(q < 3, q, kv) < 1/3"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from attention_cases import GALLERY_CASES, Case
 from fake_driver import CASE, FakeDriver, sm80_plan, sm90_plan, with_mathematics
+from poison import UNWRITTEN, poison
 
 from flashgen.build import compile_source
 from flashgen.codegen import render
@@ -129,6 +130,16 @@ def test_ranges_are_prepared_before_each_launch(monkeypatch: pytest.MonkeyPatch)
     assert prepare[1:8] == (3 * 1 * 3, 1, 1, 128, 1, 1, 0)  # batches, rows of 128; no shared memory
     assert abs(struct.inputs.key_last - struct.inputs.key_first) >= 3 * 300 * 4
     assert driver.structs[1].inputs.key_first == struct.inputs.key_first
+
+
+@pytest.mark.parametrize("name", ["document", "documents out of order"])
+def test_what_a_preparation_leaves_unwritten_shows(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As the tests on a GPU poison it: the driver here writes nothing at all."""
+    driver, q, k, v = driver_of(name, monkeypatch), *CASE.tensors()
+    poison(monkeypatch)
+    prepared = driver.loaded.prepared(q, k, v, inputs_of(name))
+    assert len(prepared) == 2 and all(bool((tensor == UNWRITTEN).all()) for tensor in prepared)
+    assert driver.run(q, k, v, None, True, inputs_of(name))[0].isnan().all()
 
 
 def test_a_map_is_prepared_once_where_it_reads_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

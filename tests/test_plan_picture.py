@@ -111,7 +111,7 @@ def test_plan_prints_mask_score_and_sink(spec_file: Path) -> None:
     for text in (
         "route: map",
         "kv <= q",
-        "(-kv + q) % 2",
+        "(q - kv) % 2",
         "% skipped",
         "30*tanh(score/30)",
         "joins the softmax",

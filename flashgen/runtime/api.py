@@ -17,7 +17,7 @@ from flashgen.build import artifact
 from flashgen.errors import LaunchError, SpecError
 from flashgen.plan import KernelPlan, plan_from_dict
 from flashgen.runtime import ops
-from flashgen.runtime.arguments import bypasses_dispatcher, is_plain
+from flashgen.runtime.arguments import bypasses_dispatcher, check_call, is_plain
 from flashgen.runtime.formula import (
     Expression,
     Formula,
@@ -32,7 +32,7 @@ from flashgen.runtime.formula import (
 )
 from flashgen.runtime.inputs import Inputs, Sizes, numbers
 from flashgen.runtime.kernel import Kernel
-from flashgen.runtime.preparation import Prepared, check_use
+from flashgen.runtime.preparation import Prepared, check_is_prepared, check_use
 from flashgen.runtime.shaped import Order, ShapedAttention
 from flashgen.spec import AttentionSpec, load_spec, parse_spec
 
@@ -123,17 +123,20 @@ def attention(
         chosen = _chosen_mask(causal, mask, window)
         key, inputs = _resolved(chosen, score, tensors or {}, params or {}, sink)
         if prepared is not None:
+            check_is_prepared(prepared)
             key, inputs = prepared.kernel, _with_prepared(key, inputs, prepared)
             check_use(prepared, key, Sizes.of(q, k, "bottom_right"), inputs.params)
         if bypasses_dispatcher(q, k, v) and is_plain(inputs.all_tensors()):
             o, lse = ops.registered(key).run(q, k, v, scale, return_lse, inputs)
         else:
+            check_call(q, k, v, inputs.sink)
             o, lse = torch.ops.flashgen.forward(
                 q, k, v, scale, key, return_lse, inputs.tensors, inputs.params, inputs.sink, inputs.prepared
             )
     elif bypasses_dispatcher(q, k, v):
         o, lse = _shaped(causal, mask, window).run(q, k, v, scale, return_lse)
     else:
+        check_call(q, k, v)
         key = _key(causal, mask, window)
         o, lse = torch.ops.flashgen.forward(q, k, v, scale, key, return_lse, (), (), None, ())
     return (o, lse) if return_lse else o  # type: ignore[return-value]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.overrides import is_tensor_like
 
 from flashgen.codegen.extents import HEADS, POSITIONS
 from flashgen.errors import LaunchError, Problem
@@ -65,6 +66,37 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
     return all(type(tensor) in _PLAIN and not (grad and tensor.requires_grad) for tensor in tensors)
 
 
+def check_call(
+    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None, inputs: Iterable[tuple[str, Tensor]] = ()
+) -> None:
+    """Whether what goes to torch's dispatcher are tensors. Raises `LaunchError`."""
+    check_tensors({"q": q, "k": k, "v": v, **dict(inputs), **({} if sink is None else {"sink": sink})})
+
+
+def check_tensors(given: Mapping[str, object]) -> None:
+    """Whether all are tensors, of which torch's dispatcher says less. Raises `LaunchError`."""
+    if problems := list(type_problems(given)):
+        raise LaunchError(problems)
+
+
+def type_problems(given: Mapping[str, object]) -> Iterator[Problem]:
+    """What is no tensor, by name."""
+    for name, value in given.items():
+        if not is_tensor_like(value):  # type: ignore[no-untyped-call]
+            hint = None if value is None else f"torch.as_tensor({name}) makes one of an array or a list"
+            yield Problem(f"{name} is a {type(value).__name__}, not a tensor", hint=hint)
+
+
+def rank_problems(given: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """What has not the four dimensions of q, k and v, by name; what is no tensor has none."""
+    if problems := list(type_problems(given)):
+        yield from problems
+        return
+    for name, tensor in given.items():
+        if tensor.dim() != 4:
+            yield Problem(f"{name} has shape {tuple(tensor.shape)}; expected {_LAYOUT}")
+
+
 def check_layout(q: Tensor, k: Tensor, v: Tensor) -> None:
     """What must hold for every kernel. Raises `LaunchError` with all that is wrong."""
     if problems := list(_layout_problems(q, k, v)):
@@ -104,9 +136,10 @@ def check_scale(scale: float) -> None:
 
 def _layout_problems(q: Tensor, k: Tensor, v: Tensor) -> Iterator[Problem]:
     tensors = {"q": q, "k": k, "v": v}
-    wrong_rank = [label for label, tensor in tensors.items() if tensor.dim() != 4]
-    for label in wrong_rank:
-        yield Problem(f"{label} has shape {tuple(tensors[label].shape)}; expected {_LAYOUT}")
+    wrong_rank = list(rank_problems(tensors))
+    yield from wrong_rank
+    if list(type_problems(tensors)):
+        return
     if q.dtype not in DTYPES.values():
         yield Problem(
             f"q is {q.dtype}; flashgen computes in bfloat16 and float16", hint="cast it: q.to(torch.bfloat16)"
@@ -150,9 +183,13 @@ __all__ = [
     "DTYPES",
     "Signature",
     "bypasses_dispatcher",
+    "check_call",
     "check_kernel",
     "check_layout",
     "check_scale",
+    "check_tensors",
     "is_plain",
+    "rank_problems",
     "signature",
+    "type_problems",
 ]

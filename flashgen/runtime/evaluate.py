@@ -134,7 +134,7 @@ def _integer(expr: sympy.Expr, real: torch.dtype) -> Evaluate:
     match expr:
         case sympy.floor(args=(inner,)):
             if (quotient := _integer_quotient(inner)) is not None:
-                return _folded(operator.floordiv, [evaluator(part, real) for part in quotient])
+                return _folded(_floored, [evaluator(part, real) for part in quotient])
             number = _number(inner, real)
             return lambda values, read: torch.floor(number(values, read)).to(torch.int64)
         case sympy.Pow():
@@ -143,7 +143,7 @@ def _integer(expr: sympy.Expr, real: torch.dtype) -> Evaluate:
         case sympy.Add() | sympy.Mul() if not all(map(is_integer, expr.args)):
             if (quotient := _integer_quotient(expr)) is None:
                 raise _unknown(expr)
-            return _folded(operator.floordiv, [evaluator(part, real) for part in quotient])
+            return _folded(_floored, [evaluator(part, real) for part in quotient])
     return _function(expr, real, evaluator)
 
 
@@ -217,6 +217,17 @@ def _minimum(a: Any, b: Any) -> Any:
     return a.clamp(max=b) if isinstance(a, Tensor) else b.clamp(max=a)
 
 
+def _divided(operation: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`//` or `%`. What stands where the divisor is 0 is not defined; torch would end with an exception."""
+
+    def divide(a: Any, b: Any) -> Any:
+        if isinstance(b, Tensor):
+            return operation(a, b.masked_fill(b == 0, 1))
+        return operation(a, b) if b else 0
+
+    return divide
+
+
 def _unknown(expr: sympy.Basic) -> TypeError:
     return TypeError(f"{expr.func.__name__} in '{expr}' has no value on tensors")
 
@@ -227,6 +238,8 @@ def _integer_quotient(expr: sympy.Expr) -> tuple[sympy.Expr, sympy.Expr] | None:
     numerator, denominator = sympy.fraction(sympy.together(expr))
     return (numerator, denominator) if is_integer(numerator) and is_integer(denominator) else None
 
+
+_floored, _remainder = _divided(operator.floordiv), _divided(operator.mod)
 
 _COMPARISONS: Mapping[Any, Callable[[Any, Any], Any]] = {
     sympy.Le: operator.le,
@@ -241,8 +254,8 @@ _FOLDED: Mapping[Any, Callable[[Any, Any], Any]] = {
     sympy.Mul: operator.mul,
     sympy.Max: _maximum,
     sympy.Min: _minimum,
-    sympy.Mod: operator.mod,
-    modulo: operator.mod,
+    sympy.Mod: _remainder,
+    modulo: _remainder,
 }
 _FUNCTIONS: Mapping[Any, Callable[[Any], Any]] = {
     sympy.Abs: abs,

@@ -98,11 +98,11 @@ def json_text(formula: object, kind: str) -> str:
     """A mask or score, text or mapping, as JSON. Raises `SpecError` for what is neither."""
 
     def refused(value: object) -> NoReturn:
-        hint = (
-            "a tensor goes into `tensors`, and is read: mask='keep[q, kv]', tensors={'keep': keep}"
-            if isinstance(value, Tensor)
-            else None
-        )
+        hint = None
+        if isinstance(formula, Mapping):
+            hint = "a number of Python's goes there: int(size)"
+        elif isinstance(value, Tensor):
+            hint = "a tensor goes into `tensors`, and is read: mask='keep[q, kv]', tensors={'keep': keep}"
         raise SpecError(f"a {type(value).__name__} has no place in a {kind}", hint=hint)
 
     return json.dumps(formula, sort_keys=True, default=refused)

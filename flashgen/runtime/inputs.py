@@ -6,7 +6,8 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from flashgen.errors import LaunchError, Problem
 from flashgen.plan.model import KernelPlan
 from flashgen.plan.tiles import row_shift
+from flashgen.runtime.arguments import check_tensors, rank_problems
 from flashgen.spec import AttentionSpec
 from flashgen.spec.inputs import DType, RuntimeParameter, TensorInput
 from flashgen.spec.suggest import did_you_mean, quoted
@@ -31,11 +33,15 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Declarations:
-    """What a kernel, or the reference of a spec, takes besides q, k and v; in this order."""
+    """What a kernel, or the reference of a spec, takes besides q, k and v; in this order.
+
+    `unread` may be given too: the spec names it, and the mathematics does without.
+    """
 
     tensors: tuple[TensorInput, ...] = ()
     parameters: tuple[RuntimeParameter, ...] = ()
     sink: bool = False
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, source: AttentionSpec | KernelPlan) -> Declarations:
@@ -43,7 +49,10 @@ class Declarations:
         if isinstance(source, KernelPlan):
             return cls(source.tensors, source.parameters, source.sink)
         attention = source.attention
-        return cls(attention.inputs, attention.runtime, attention.sink)
+        passed = {name for name, parameter in attention.params.items() if parameter.runtime}
+        read = {tensor.name for tensor in attention.inputs} | {number.name for number in attention.runtime}
+        unread = attention.unread | (passed | {*attention.tensors}) - read
+        return cls(attention.inputs, attention.runtime, attention.sink, tuple(sorted(unread)))
 
     @property
     def are_none(self) -> bool:
@@ -91,9 +100,15 @@ class Sizes:
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, align: str) -> Sizes:
-        """Of a call with q [batch, seqlen_q, heads_q, ...] and k [batch, seqlen_kv, heads_kv, ...]."""
-        batch, seqlen_q, heads_q, _ = q.shape
-        seqlen_kv, heads_kv = k.shape[1:3]
+        """Of a call with q [batch, seqlen_q, heads_q, ...] and k [batch, seqlen_kv, heads_kv, ...].
+
+        Raises `LaunchError` for what has no such dimensions.
+        """
+        try:
+            batch, seqlen_q, heads_q, _ = q.shape
+            _, seqlen_kv, heads_kv, _ = k.shape
+        except (AttributeError, ValueError):
+            raise LaunchError(list(rank_problems({"q": q, "k": k}))) from None
         q_offset = row_shift("top_left" if align == "top_left" else "bottom_right", seqlen_q, seqlen_kv)
         return cls(batch, heads_q, heads_kv, seqlen_q, seqlen_kv, q_offset)
 
@@ -133,8 +148,8 @@ def arrange(
     if declared.are_none and not (tensors or params or sink is not None):
         return NO_INPUTS
     problems = [
-        *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], name),
-        *_name_problems("parameter", params, [parameter.name for parameter in declared.parameters], name),
+        *_name_problems("tensor", tensors, [tensor.name for tensor in declared.tensors], declared, name),
+        *_name_problems("parameter", params, [number.name for number in declared.parameters], declared, name),
         *_number_problems(params),
     ]
     if declared.sink and sink is None:
@@ -145,7 +160,7 @@ def arrange(
         raise LaunchError(problems)
     return Inputs(
         tuple(tensors[tensor.name] for tensor in declared.tensors),
-        tuple(float(params[parameter.name]) for parameter in declared.parameters),
+        _floats(params, [parameter.name for parameter in declared.parameters]),
         sink,
     )
 
@@ -154,7 +169,7 @@ def numbers(params: Mapping[str, float]) -> tuple[float, ...]:
     """Parameters as a kernel is given them. Raises `LaunchError` for what is no number."""
     if problems := list(_number_problems(params)):
         raise LaunchError(problems)
-    return tuple(float(number) for number in params.values())
+    return _floats(params, params)
 
 
 def check_inputs(declared: Declarations, inputs: Inputs, sizes: Sizes, device: torch.device) -> None:
@@ -184,6 +199,8 @@ def check_inputs(declared: Declarations, inputs: Inputs, sizes: Sizes, device: t
 def check_extents(declared: Declarations, inputs: Inputs, sizes: Sizes) -> None:
     """The part of `check_inputs` that holds in any precision and on any device."""
     check_parameters(declared, inputs)
+    tensors = {tensor.name: value for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)}
+    check_tensors(tensors if inputs.sink is None else {**tensors, "sink": inputs.sink})
     problems = [
         problem
         for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
@@ -200,7 +217,8 @@ def check_sorted(declared: Declarations, inputs: Inputs) -> None:
     problems = [
         Problem(
             f"{tensor.name} falls along kv, and is declared as sorted",
-            hint="declare it without `sorted: true`; for the gallery's document write doc[q] == doc[kv]",
+            hint="declare it without `sorted: true`; for the gallery's document write doc[q] == doc[kv], or "
+            "number padding at the end above all documents",
         )
         for tensor, value in zip(declared.tensors, inputs.tensors, strict=True)
         if tensor.sorted and bool((value[..., 1:] < value[..., :-1]).any())
@@ -230,7 +248,7 @@ def check_parameters(declared: Declarations, inputs: Inputs) -> None:
 
 
 def _name_problems(
-    kind: str, given: Mapping[str, object], wanted: Sequence[str], name: str
+    kind: str, given: Mapping[str, object], wanted: Sequence[str], declared: Declarations, name: str
 ) -> Iterator[Problem]:
     for missing in wanted:
         if missing not in given:
@@ -240,7 +258,7 @@ def _name_problems(
                 hint=f"{argument}={{'{missing}': ...}}",
             )
     for unknown in given:
-        if unknown not in wanted:
+        if unknown not in wanted and unknown not in declared.unread:
             hint = did_you_mean(str(unknown), wanted, list(wanted)) if wanted else f"it takes no {kind}s"
             yield Problem(f"{name} reads no {kind} {quoted(str(unknown))}", hint=hint)
 
@@ -252,6 +270,15 @@ def _number_problems(params: Mapping[str, object]) -> Iterator[Problem]:
                 f"parameter '{name}' must be a number, but this is {value!r}",
                 hint="an int or a float of Python, which is known without waiting for a GPU",
             )
+
+
+def _floats(params: Mapping[str, float], names: Iterable[str]) -> tuple[float, ...]:
+    try:
+        return tuple([float(params[name]) for name in names])
+    except OverflowError:
+        large = [name for name in names if abs(params[name]) > sys.float_info.max]
+        what = "is an integer beyond the range of floats"
+        raise LaunchError([Problem(f"parameter '{name}' {what}") for name in large]) from None
 
 
 def _value_problem(parameter: RuntimeParameter, number: float) -> Problem | None:

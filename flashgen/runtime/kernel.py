@@ -17,7 +17,14 @@ from flashgen.codegen import Source, render
 from flashgen.errors import LaunchError
 from flashgen.plan import Explanation, KernelPlan, solve
 from flashgen.runtime import ops
-from flashgen.runtime.arguments import Signature, bypasses_dispatcher, check_kernel, is_plain, signature
+from flashgen.runtime.arguments import (
+    Signature,
+    bypasses_dispatcher,
+    check_call,
+    check_kernel,
+    is_plain,
+    signature,
+)
 from flashgen.runtime.devices import default_target, runs, target_of
 from flashgen.runtime.elements import Elements
 from flashgen.runtime.inputs import (
@@ -32,7 +39,7 @@ from flashgen.runtime.inputs import (
 from flashgen.runtime.interpreter import interpret_with
 from flashgen.runtime.launch import LAUNCHES_MAX, LoadedKernel
 from flashgen.runtime.layouts import Outputs, Run
-from flashgen.runtime.preparation import Prepared, check_use, prepared_in_torch
+from flashgen.runtime.preparation import Prepared, check_is_prepared, check_use, prepared_in_torch
 from flashgen.spec import AttentionSpec, dump_spec
 
 
@@ -107,6 +114,8 @@ class Kernel:
             if bypasses_dispatcher(q, k, v) and is_plain(given.all_tensors()):
                 o, lse = self.run(q, k, v, scale, return_lse, given)
             else:
+                names = (tensor.name for tensor in self.declared.tensors)
+                check_call(q, k, v, given.sink, zip(names, given.tensors, strict=True))
                 o, lse = torch.ops.flashgen.forward(
                     q, k, v, scale, self.key, return_lse,
                     given.tensors, given.params, given.sink, given.prepared,
@@ -116,6 +125,7 @@ class Kernel:
             launch = self._launches.get(key) or self._prepare(key, q, k, v, None)
             o, lse = launch(q, k, v, scale, return_lse)
         else:
+            check_call(q, k, v)
             o, lse = torch.ops.flashgen.forward(q, k, v, scale, self.key, return_lse, (), (), None, ())
         return (o, lse) if return_lse else o  # type: ignore[return-value]
 
@@ -135,8 +145,8 @@ class Kernel:
         Arguments as for a call; of q, k and v only shapes and strides matter. Nothing is computed where the
         mask needs nothing.
         """
-        inputs, sizes = self._given(q, k, tensors, params, sink, None), Sizes.of(q, k, self.plan.align)
         check_kernel(q, k, v, self.plan, name=self.spec.name)
+        inputs, sizes = self._given(q, k, tensors, params, sink, None), Sizes.of(q, k, self.plan.align)
         check_inputs(self.declared, inputs, sizes, q.device)
         if q.is_cuda and 0 not in (*q.shape, *k.shape):
             with self._lock:
@@ -206,6 +216,7 @@ class Kernel:
         given = arrange(self.declared, tensors, params, sink, name=self.spec.name)
         if prepared is None:
             return given
+        check_is_prepared(prepared)
         check_use(prepared, self.key, Sizes.of(q, k, self.plan.align), given.params)
         return replace(given, prepared=prepared.tensors)
 

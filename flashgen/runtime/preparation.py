@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 from sympy.core.function import AppliedUndef
-from torch import Tensor
+from torch import Tensor, empty
 
 from flashgen.codegen import PREPARE_THREADS
 from flashgen.errors import LaunchError
@@ -70,6 +70,15 @@ def check_prepared(plan: KernelPlan, tensors: tuple[Tensor, ...], sizes: Sizes, 
         raise LaunchError(
             f"what was prepared does not fit this call: shapes {given}, not {wanted}, in int32 on {device}",
             hint="prepare it with tensors of these shapes: kernel.prepare(q, k, v, ...)",
+        )
+
+
+def check_is_prepared(given: object) -> None:
+    """Whether it came from a `prepare`. Raises `LaunchError`."""
+    if not isinstance(given, Prepared):
+        raise LaunchError(
+            f"`prepared` is a {type(given).__name__}, and not what `prepare` returns",
+            hint="prepared = flashgen.prepare(q, k, v, ...), or kernel.prepare(q, k, v, ...)",
         )
 
 
@@ -141,9 +150,7 @@ class Preparation:
     def fresh(self, inputs: Inputs, stream: int) -> tuple[Tensor, ...]:
         """Compute it, by a launch on the current stream, and point the struct at it."""
         loaded = self._loaded
-        prepared = tuple(
-            torch.empty(shape, dtype=torch.int32, device=loaded.device) for shape in self._shapes
-        )
+        prepared = tuple(empty(shape, dtype=torch.int32, device=loaded.device) for shape in self._shapes)
         self._write(inputs, prepared)
         if loaded.plan.preparation:
             threads = PREPARE_THREADS[loaded.plan.preparation]
@@ -217,6 +224,7 @@ __all__ = [
     "Preparation",
     "Prepared",
     "blocks",
+    "check_is_prepared",
     "check_prepared",
     "check_use",
     "extents",

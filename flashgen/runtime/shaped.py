@@ -86,7 +86,8 @@ class ShapedAttention:
     def _launch(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs | None) -> Run:
         """A kernel's launch, for inputs in the formula's order. Here names meet the spec."""
         kernel = self.kernel_for(q, k, v)
-        declared = kernel.declared
+        # all that is given was declared: what counts is whether the texts speak of it
+        declared = replace(kernel.declared, unread=tuple(kernel.spec.attention.unread))
         given = inputs or NO_INPUTS
         names = [name for name, _, _ in self._formula.tensors]
         tensors = dict(zip(names, given.tensors, strict=True))

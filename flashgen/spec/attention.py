@@ -166,6 +166,11 @@ class Attention(Record):
         return self.mathematics.runtime
 
     @property
+    def unread(self) -> frozenset[str]:
+        """The tensors and runtime parameters that stand in mask or score and cancel: ``p * 0``."""
+        return self.mathematics.unread
+
+    @property
     def mask_label(self) -> str:
         """The mask as part of a kernel's name: ``causal``, ``window4096``, ``mask1b03f9c2``."""
         return mask_label(self.mathematics)
@@ -184,12 +189,13 @@ class Attention(Record):
 
 
 def _context(fields: Mapping[str, Any]) -> Context | None:
-    """What mask and score may speak of; None where a part of it was refused."""
-    if not {"head_dim", "align", "params", "tensors"} <= fields.keys():
+    """What mask and score may speak of; None where names of it were refused."""
+    if not {"params", "tensors"} <= fields.keys():
         return None
     return Context(
-        head_dim=fields["head_dim"].qk,
-        align=fields["align"],
+        # a wrong one is reported already, and stands in no way of reading the rest
+        head_dim=fields["head_dim"].qk if "head_dim" in fields else 64,
+        align=fields.get("align", "bottom_right"),
         parameters=tuple(parameter.declared(name) for name, parameter in fields["params"].items()),
         tensors=tuple(tensor.named(name) for name, tensor in fields["tensors"].items()),
     )

@@ -20,7 +20,7 @@ from flashgen.spec.gallery import Entry
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
 from flashgen.spec.printer import to_text
-from flashgen.spec.suggest import closest, did_you_mean, quoted
+from flashgen.spec.suggest import did_you_mean, quoted
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
 
@@ -159,6 +159,8 @@ class _Reader(Operations):
             return value
         for names in (scope.variables, scope.parameters):
             if name in names:
+                if names is scope.parameters:
+                    self.reading.mentioned.add(name)
                 return symbolic(names[name])
         if name in scope.tensors:
             return self.whole(node, scope.tensors[name])
@@ -171,17 +173,21 @@ class _Reader(Operations):
     def unknown(self, node: ast.expr, name: str) -> NoReturn:
         scope = self.scope
         named = [*self.bound, *scope.variables, *scope.parameters, *scope.tensors]
-        kinds = ("mask", "score") if "score" in scope.variables else ("mask",)
-        entries = [entry.name for entry in scope.entries.values() if entry.kind in kinds]
-        known = [*named, *entries, *FUNCTIONS, *CONSTANTS]
-        listed = named if closest(name, known) else [*named, *entries]
-        hint = did_you_mean(name, known, listed)
+        masks = [entry.name for entry in scope.entries.values() if entry.kind == "mask"]
+        entries = self.own_entries()
+        known = [*named, *entries, *masks, *FUNCTIONS, *CONSTANTS]
+        hint = did_you_mean(name, known, [*named, *entries])
         self.fail_at(node, f"unknown name {quoted(name)}", hint)
+
+    def own_entries(self) -> list[str]:
+        """The gallery's masks in a mask, its scores in a score."""
+        kind = "score" if "score" in self.scope.variables else "mask"
+        return [entry.name for entry in self.scope.entries.values() if entry.kind == kind]
 
     def entry(self, node: ast.expr, name: str, arguments: Sequence[ast.expr], depth: int) -> Value:
         """An entry of the gallery, its parameters standing for the arguments."""
         if name not in self.scope.entries:
-            hint = did_you_mean(name, [*FUNCTIONS, *self.scope.entries], FUNCTIONS)
+            hint = did_you_mean(name, [*FUNCTIONS, *self.scope.entries], [*FUNCTIONS, *self.own_entries()])
             called = node.func if isinstance(node, ast.Call) else node
             self.fail_at(called, f"unknown function {quoted(name)}", hint)
         entry = self.scope.entries[name]
@@ -252,6 +258,7 @@ class _Reader(Operations):
         return self.element(tensor, subscripts)
 
     def element(self, tensor: TensorInput, subscripts: Sequence[sympy.Expr]) -> Value:
+        self.reading.mentioned.add(tensor.name)
         element = tensor.function(*subscripts)
         if tensor.dtype == "bool":
             return Value(sympy.Ne(element, 0), Kind.BOOLEAN, element=element)

@@ -139,7 +139,7 @@ _MASKS = (
         "document",
         "mask",
         "doc[q] == doc[kv]",
-        "sequences packed one after the other: only keys of its own",
+        "sequences packed one after the other: only keys of its own; `doc` never falls along kv",
         "PyTorch FlexAttention; flash-attention's cu_seqlens",
         tensors=(TensorInput("doc", ("batch", "kv"), "int32", sorted=True),),
     ),

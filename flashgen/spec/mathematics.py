@@ -59,14 +59,16 @@ class Context:
 class Mathematics:
     """``O = softmax(score, where condition) V``, in the symbols of `flashgen.spec.symbols`.
 
-    Constants are filled in. `inputs` and `runtime` are those that the expressions read, by name. `sink`: an
-    entry of the gallery asks for one. `mask_named`, `score_named`: the entries where a text is nothing else.
+    Constants are filled in. `inputs` and `runtime` are those that the expressions read, by name; `unread` the
+    others that the texts speak of: they cancel. `sink`: an entry of the gallery asks for one. `mask_named`,
+    `score_named`: the entries where a text is nothing else.
     """
 
     condition: Boolean
     score: Expr
     inputs: tuple[TensorInput, ...]
     runtime: tuple[RuntimeParameter, ...]
+    unread: frozenset[str]
     sink: bool
     mask_named: NamedEntries | None
     score_named: NamedEntries | None
@@ -116,6 +118,8 @@ def _read(mask: str, score: str, context: Context) -> Mathematics:
             raise SpecError(message, location=nowhere(0))
     read = {element.func.__name__ for part in (kept, scored) for element in part.expr.atoms(AppliedUndef)}
     symbols = kept.expr.free_symbols | scored.expr.free_symbols
+    taken = read | {symbol.name for symbol in symbols}
+    taken |= {parameter.name for parameter in context.parameters if not parameter.runtime}
     passed = (
         parameter.passed(integer=parameter.runtime == "int" or parameter.name in decided)
         for parameter in sorted(context.parameters, key=lambda parameter: parameter.name)
@@ -126,6 +130,7 @@ def _read(mask: str, score: str, context: Context) -> Mathematics:
         score=scored.expr,
         inputs=tuple(tensor for name, tensor in sorted(tensors.items()) if name in read),
         runtime=tuple(parameter for parameter in passed if parameter.symbol in symbols),
+        unread=frozenset((kept.mentioned | scored.mentioned) - taken),
         sink=kept.sink or scored.sink,
         mask_named=kept.named,
         score_named=scored.named,

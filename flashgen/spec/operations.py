@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import sympy
 from sympy import S
 
-from flashgen.spec.affine import is_integral
+from flashgen.spec.affine import is_integral, is_whole
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.suggest import did_you_mean
 from flashgen.spec.syntax import MAX_DEPTH
@@ -54,7 +54,8 @@ class Reading:
 
     `tensors` are those that entries of the gallery brought along, `integers` the symbols that stood where
     only an integer may, `sink` whether an entry asks for one, `named` the entries where the text is nothing
-    else. The counts are held to the language's limits.
+    else, `mentioned` the parameters and tensors that stand in it, though they may cancel. The counts are held
+    to the language's limits.
     """
 
     expr: sympy.Basic = S.Zero
@@ -62,6 +63,7 @@ class Reading:
     integers: set[sympy.Symbol] = field(default_factory=set)
     sink: bool = False
     named: NamedEntries | None = None
+    mentioned: set[str] = field(default_factory=set)
     nodes: int = 0
     comparisons: int = 0
     choices: int = 0
@@ -74,6 +76,36 @@ _INSTEAD: Mapping[type[ast.AST], str] = {
     ast.BitXor: "write '**' for a power",
     ast.IfExp: "write where(condition, a, b)",
 }
+
+
+def _fractions(*exprs: sympy.Basic) -> list[tuple[list[sympy.Basic], sympy.Basic]]:
+    """The expressions under each condition of a choice of fractions, which sympy makes of 1/where(c, 2, 3).
+
+    Empty where there is none. Quotients of integers compare, and are floored, exactly outside of a choice.
+    """
+    if not all(map(is_integral, exprs)):
+        return []
+    for choice in sympy.ordered(choice for expr in exprs for choice in expr.atoms(sympy.Piecewise)):
+        if not is_whole(choice):
+            return [([expr.xreplace({choice: value}) for expr in exprs], test) for value, test in choice.args]
+    return []
+
+
+def _compared(compare: Callable[..., sympy.Basic], a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:
+    """The comparison, taken within choices of fractions."""
+    if not (cases := _fractions(a, b)):
+        return compare(a, b)
+    result: sympy.Basic = sympy.false
+    for sides, test in reversed(cases):
+        result = sympy.Or(sympy.And(test, _compared(compare, *sides)), sympy.And(sympy.Not(test), result))
+    return result
+
+
+def _floored(x: sympy.Expr) -> sympy.Expr:
+    """The floor, taken within choices of fractions."""
+    if cases := _fractions(x):
+        return sympy.Piecewise(*((_floored(part), test) for (part,), test in cases), evaluate=False)
+    return sympy.floor(x)
 
 
 class Operations(ABC):
@@ -193,7 +225,7 @@ class Operations(ABC):
         for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
             if type(op) not in COMPARISONS:
                 self.fail_at(right, "'in' and 'is' are not part of the language", "compare with ==")
-            part = self.built(right, partial(COMPARISONS[type(op)], a, b))
+            part = self.built(right, partial(_compared, COMPARISONS[type(op)], a, b))
             if is_integral(part) and has_large_integer(part):
                 self.fail_at(right, f"integers are compared with more than {MAX_INTEGER}")
             parts.append(part)
@@ -290,7 +322,8 @@ class Operations(ABC):
         if name in NUMERIC_FUNCTIONS:
             function = NUMERIC_FUNCTIONS[name]
             number = self.computed(node, lambda: function.compute(numbers[0])) if constant else None
-            return Value(function.apply(exprs[0]), function.kind, number)
+            apply = _floored if name == "floor" else function.apply
+            return Value(apply(exprs[0]), function.kind, number)
         kind = Kind.INTEGER if all(value.kind is Kind.INTEGER for value in values) else Kind.REAL
         if name == "abs":
             return Value(sympy.Abs(exprs[0]), kind, abs(numbers[0]) if constant else None)

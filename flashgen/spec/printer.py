@@ -48,6 +48,12 @@ class _TextPrinter(StrPrinter):  # type: ignore[misc]
     def _infix(self, symbol: str, args: tuple[sympy.Basic, ...], name: str) -> str:
         return f" {symbol} ".join(self.parenthesize(arg, PRECEDENCE[name]) for arg in args)
 
+    def _as_ordered_terms(self, expr: sympy.Add, order: str | None = None) -> list[sympy.Expr]:
+        """As sympy sorts them, but that a sum does not begin with a minus sign if it need not."""
+        terms = list(super()._as_ordered_terms(expr, order=order))
+        first = next((term for term in terms if term.as_coeff_Mul()[0].is_nonnegative), terms[0])
+        return [first, *(term for term in terms if term is not first)]
+
     # -- conditions
 
     def _print_BooleanTrue(self, expr: sympy.Basic) -> str:

@@ -48,7 +48,15 @@ def trace(
     known |= dict.fromkeys(tensors, "tensor")
     arguments: dict[str, Term] = {}
     positional: list[Term] = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of what is written in C
+        called = getattr(function, "__name__", type(function).__name__)
+        hint = "write one whose parameters are names of the language: lambda q, kv: kv <= q"
+        if kind == "score":
+            hint = "write one whose parameters are names of the language: lambda score: 2 * score"
+        raise SpecError(f"{quoted(called)} is no Python function that a {kind} can be", hint=hint) from None
+    for name, parameter in parameters.items():
         given = parameter.default is not parameter.empty
         if name in known and not (given and known[name] == "entry"):
             term = Term(ast.Name(name), known[name])
@@ -57,8 +65,9 @@ def trace(
             else:
                 arguments[name] = term
         elif not given:
-            listed = [name for name, what in known.items() if what != "entry"]
-            hint = did_you_mean(name, known, listed)
+            named = [name for name, what in known.items() if what != "entry"]
+            entries = [entry.name for entry in GALLERY.values() if entry.kind == kind]
+            hint = did_you_mean(name, known, [*named, *(entry for entry in entries if entry not in named)])
             if name in _FLEX:
                 hint = f"FlexAttention's b, h, q_idx, kv_idx are {', '.join(_FLEX.values())} here"
             raise SpecError(f"a {kind} cannot take {quoted(name)}", hint=hint)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-import torch
 from attention_cases import Case, assert_exact
 from gpu_kernels import FAMILIES, kernel_of, missing
-
-from flashgen.runtime import launch
+from poison import poison
 
 
 @pytest.fixture(params=FAMILIES)
@@ -23,13 +20,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor that a launch allocates is full of NaN before the kernel writes to it."""
-    empty = launch.empty_strided
-
-    def full_of_nan(*layout: Any) -> torch.Tensor:
-        return empty(*layout).fill_(torch.nan)
-
-    monkeypatch.setattr(launch, "empty_strided", full_of_nan)
+    """Every tensor that a launch allocates holds what no kernel writes: outputs, ranges, lists of tiles."""
+    poison(monkeypatch)
 
 
 Check = Callable[[Case], None]
