@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,16 @@ PLANS = {name: solved(**mask) for name, mask in MASKS.items()}
 
 
 class Case:
-    """A plan with lengths and contents for all that it reads, in numpy and in the host kernel's memory."""
+    """A plan with lengths and contents for all that it reads, in numpy and in the host kernel's memory.
 
-    def __init__(self, plan: KernelPlan, folder: Path, seqlen_q: int, seqlen_kv: int) -> None:
+    There a tensor begins `start` elements behind what is aligned, and `gap` elements part its rows.
+    """
+
+    def __init__(
+        self, plan: KernelPlan, folder: Path, seqlen_q: int, seqlen_kv: int, *, start: int = 0, gap: int = 0
+    ) -> None:
         self.plan, self.seqlen_q, self.seqlen_kv = plan, seqlen_q, seqlen_kv
+        self._start, self._gap = start, gap
         self.kernel = HostKernel(plan, folder)
         self.scale = 0.125
         self.random = np.random.default_rng(17)
@@ -181,7 +188,7 @@ class Case:
             )
             held = held > 0 if tensor.dtype == "bool" else held
         memory, numbers = _stored(np.asarray(held), tensor.dtype)
-        self.kernel.give(tensor.name, memory)
+        self.kernel.give(tensor.name, self._placed(memory))
         starts = {"q": self.seqlen_kv - self.seqlen_q if self.plan.align == "bottom_right" else 0}
         starts["q - kv"] = starts["q"] - (self.seqlen_kv - 1)
 
@@ -193,6 +200,14 @@ class Case:
             return numbers[tuple(places)]
 
         self.values[tensor.name] = element
+
+    def _placed(self, memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        *outer, inner = memory.shape or (1,)
+        rows = np.empty(self._start + math.prod(outer) * (inner + self._gap), memory.dtype)
+        rows.view(np.uint8)[:] = 0xFF  # NaN, between the rows
+        placed = rows[self._start :].reshape(*outer, inner + self._gap)[..., :inner]
+        placed[...] = memory
+        return placed
 
     def tiles(self) -> list[tuple[int, int]]:
         """(first position, first key) of every 16 rows and every tile of keys."""

@@ -8,6 +8,7 @@ and votes alone, but in the kernel that maps tiles: its blocks are threads of th
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 import shutil
 import subprocess
@@ -56,7 +57,15 @@ VOTES
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
 inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-template <typename T> T __ldg(const T *address) { return *address; }
+template <typename T> T __ldg(const T *address) {
+  T value;
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T) == 0) {
+    std::memcpy(&value, address, sizeof(T));
+  } else {
+    std::memset(&value, 0xff, sizeof(T));  // NaN, where CUDA faults
+  }
+  return value;
+}
 template <typename T> T __ldcg(const T *address) { return *address; }
 template <typename T> void __stcg(T *address, T value) { *address = value; }
 struct float2 { float x, y; };
@@ -162,10 +171,13 @@ class HostKernel:
         self.plan = plan
         self.elements = elements(plan)
         self.capped = self.elements.score is not None and self.elements.score.capped
-        source = folder / f"{plan.kernel}.cpp"
+        text = self._source()
+        # The kernel's name does not tell how its tensors are declared.
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        source = folder / f"{plan.kernel}_{digest}.cpp"
         library = source.with_suffix(".so")
         if not library.exists():
-            source.write_text(self._source())
+            source.write_text(text)
             _compile(source, library)
         self._library = ctypes.CDLL(str(library))
         self._kept: list[npt.NDArray[Any]] = []
@@ -232,8 +244,7 @@ class HostKernel:
             type.from_address(self._address(name)).value = value
 
     def give(self, name: str, array: npt.NDArray[Any]) -> None:
-        """A tensor among the `inputs`, in its memory's dtype."""
-        array = np.ascontiguousarray(array)
+        """A tensor among the `inputs`, in its memory's dtype, its last axis contiguous."""
         self._kept.append(array)
         ctypes.c_void_p.from_address(self._address(f"inputs_{name}")).value = array.ctypes.data
         strides = [step // array.itemsize for step in array.strides[:-1]]
@@ -314,7 +325,7 @@ def _on_host(header: str) -> str:
         pattern = r'float y;\s*asm\("' + re.escape(instruction) + r"[^;]*;[^;]*;\s*return y;"
         text = re.sub(pattern, f"return {value};", text)
     text = re.sub(
-        r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element->bits);", text
+        r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element.bits);", text
     )
     for flag, value in _FLAGS.items():
         text = re.sub(r'asm volatile\("' + re.escape(flag) + r"[^;]*;[^;]*;", value, text)

@@ -42,6 +42,27 @@ def test_score_is_the_formula(name: str, lengths: tuple[int, int], compiled: Pat
             np.testing.assert_allclose(printed[inside], expected[inside], rtol=3e-4, atol=3e-4)
 
 
+@on_host
+@pytest.mark.parametrize(("start", "gap"), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("subscripts", ["q, kv", "q - 3, kv", "kv", "q, kv + 1", "q, kv - 1", "q, 2 * kv"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_biases_are_read_wherever_they_lie(
+    dtype: str, subscripts: str, start: int, gap: int, compiled: Path
+) -> None:
+    index = "head, q, kv" if "q" in subscripts else "head, kv"
+    plan = solved(
+        score=f"score + bias[head, {subscripts}]", tensors=f"{{bias: {{index: [{index}], dtype: {dtype}}}}}"
+    )
+    for lengths in ((40, 150), (40, 2 * plan.tile_kv), (24, 203)):
+        case = Case(plan, compiled, *lengths, start=start, gap=gap)
+        for q, kv in case.tiles():
+            printed = case.random.normal(size=(16, plan.tile_kv)).astype(np.float32)
+            expected = evaluate(plan.score.expr, case.at(1, 3, q, kv) | {"score": case.scale * printed})
+            case.kernel.tile("score", 1, 3, q, kv, printed)
+            inside = case.exists(q, kv)
+            np.testing.assert_allclose(printed[inside], expected[inside], rtol=1e-5, atol=1e-5)
+
+
 def masks(*, listed: bool | None = None, preparation: str | None = "any") -> pytest.MarkDecorator:
     """The masks whose plans are as said."""
     names = [

@@ -48,6 +48,13 @@ def test_a_bias_of_the_distance_is_read_once_per_diagonal() -> None:
     assert text.count("score_row(params, terms,") == 1, "the other row is not read"
 
 
+def test_neighbouring_columns_of_a_bias_are_one_load_where_their_address_allows_it() -> None:
+    text = printed("dense_bias")
+    assert "bias = read_column<kEdge, kPairs>(row.bias, c, row.bias_last);" in text
+    assert "paired = holds_pairs(rows[0].bias) && holds_pairs(rows[1].bias);" in text
+    assert "kPairs" not in printed("relative_bias") + printed("tables").partition("score_element")[0]
+
+
 def test_a_quotient_that_falls_is_divided_once_a_row() -> None:
     text = printed("quotients that fall")
     elements = function(text, "score_element") + function(text, "score_diagonal")

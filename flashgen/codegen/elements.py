@@ -92,11 +92,11 @@ class _Build:
         """What was needed more than once."""
         return frozenset(key for levels in self._levels for key, uses in levels.uses.items() if uses > 1)
 
-    def _printer(self, head: Scope, row: Scope, *, split_edges: bool) -> ElementPrinter:
+    def _printer(self, head: Scope, row: Scope, *, pairs: bool = False) -> ElementPrinter:
         levels = Levels(head, row, self._repeated)
         self._levels.append(levels)
         plan = self._plan
-        reads = Reads(plan.tensors, align=plan.align, split_edges=split_edges)
+        reads = Reads(plan.tensors, align=plan.align, pairs=pairs)
         extents = Extents(plan.parameters, plan.tensors)
         return ElementPrinter(levels, reads, extents, plan.parameters, plan.group)
 
@@ -125,7 +125,7 @@ class _Build:
         return Function(name, returns, tuple(parameters), variables, result)
 
     def _score(self) -> Score:
-        printer = self._printer(self._head, Scope("row."), split_edges=True)
+        printer = self._printer(self._head, Scope("row."), pairs=True)
         expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
         argument, tanh, element, capped = None, None, None, False
         if (split := _split_tanh(expr)) is not None:
@@ -141,6 +141,7 @@ class _Build:
         return Score(
             text=to_text(self._plan.score.expr),
             row=_row(printer),
+            pairs=tuple(pointer.removeprefix("row.") for pointer in printer.reads.paired),
             argument=argument,
             tanh=tanh,
             capped=capped,
@@ -167,7 +168,7 @@ class _Build:
         return expr, tuple(diagonals)
 
     def _keep(self) -> Keep:
-        printer = self._printer(self._head, Scope("row."), split_edges=True)
+        printer = self._printer(self._head, Scope("row."))
         residual = self._plan.mask.derivation.residual
         element = self._function(printer, "keep_element", "bool", "KeepRow", levelled(residual))
         return Keep(text=to_text(residual), row=_row(printer), element=element)
@@ -177,7 +178,7 @@ class _Build:
         return Segment(*ends)
 
     def _end(self, head: Scope, end: Expr) -> str:
-        printer = self._printer(head, Inlined("row."), split_edges=False)
+        printer = self._printer(head, Inlined("row."))
         printer.row_leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
         with printer.levels.inside("row"):
             return printer.clamped(end, "int")

@@ -10,7 +10,7 @@ from flashgen.codegen.printer import bracketed
 
 _HEADERS = {  # by the functions that they hold
     "elementary.cuh": r"\b(scaled_tanh|tanh_approx|log2_approx|r?sqrt_approx)\b",
-    "read.cuh": r"\bread\(",
+    "read.cuh": r"\bread(_column<[^>]*>)?\(",
 }
 
 
@@ -27,7 +27,15 @@ class Function:
     @property
     def edges(self) -> bool:
         """Whether it is a template over kEdge: tiles at an edge keep their reads inside of the tensors."""
-        return any("kEdge" in text for text in (self.result, *(value.text for value in self.variables)))
+        return self._holds("kEdge")
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is one over kPairs too: two columns of a row are one load, where the row allows it."""
+        return self._holds("kPairs")
+
+    def _holds(self, word: str) -> bool:
+        return any(word in text for text in (self.result, *(value.text for value in self.variables)))
 
     @property
     def reads_row(self) -> bool:
@@ -37,7 +45,8 @@ class Function:
         """The call with `arguments` for parameters of those names; others are passed under their own."""
         names = [re.split(r"[ &]", parameter)[-1] for parameter in self.parameters]
         passed = ", ".join(arguments.get(name, name) for name in names)
-        return f"{self.name}{'<kEdge>' if self.edges else ''}({passed})"
+        template_arguments = "<kEdge, kPairs>" if self.pairs else "<kEdge>" if self.edges else ""
+        return f"{self.name}{template_arguments}({passed})"
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Score:
 
     text: str  # as in the spec
     row: Row
+    pairs: tuple[str, ...]  # of the row: pointers to what is loaded in pairs of columns where that is aligned
     argument: Function | None  # what a tanh is taken of, but for a factor; None: of Q . K, or there is none
     tanh: str | None  # the `ScaledTanh` of the head
     capped: bool  # it is that tanh alone, and rises with Q . K: the softmax takes it (capped_softmax.cuh)

@@ -1,7 +1,7 @@
 """Elements of the tensors that masks and scores read: addresses split by level, subscripts kept inside.
 
 The last axis is contiguous. Where it is walked along the row, the row holds a pointer to its first column,
-and an element is a load at a constant distance from it.
+and an element is a load at a constant distance from it, or half of one of two neighbours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREPARED = ("key_first", "key_last")  # int32 [batch, head, seqlen_q], contiguous, of the axes that matter
 C_TYPES = {"fp32": "float", "fp16": "fp16", "bf16": "bf16", "int32": "int", "bool": "unsigned char"}
-
+_PAIRED = ("fp32", "fp16", "bf16")
 
 Leaves = Literal["never", "after", "edges", "anywhere"]
 """Where a subscript may leave its axis: only past the end, only in tiles at an edge."""
@@ -39,14 +39,28 @@ class _Subscript:
     leaves: Leaves
 
 
-class Reads:
-    """The tensors of a plan, and whether a printed function must know that a tile lies at an edge."""
+@dataclass(frozen=True)
+class _Walk:
+    """From a row's pointer to column c, up to the last one inside; backwards from the first one inside."""
 
-    def __init__(self, tensors: tuple[TensorInput, ...], *, align: str, split_edges: bool) -> None:
+    most: str
+    least: str | None = None
+
+    @property
+    def step(self) -> str:
+        if self.least is None:
+            return f"+ (kEdge ? min(c, {self.most}) : c)"
+        return f"- (kEdge ? min(max(c, {self.least}), {self.most}) : c)"
+
+
+class Reads:
+    """The tensors of a plan, and which of their rows are read in pairs of columns."""
+
+    def __init__(self, tensors: tuple[TensorInput, ...], *, align: str, pairs: bool) -> None:
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._q_offset: Expr = SEQLEN_KV - SEQLEN_Q if align == "bottom_right" else S.Zero
-        self._split_edges = split_edges  # print the clamping of columns apart, for the tiles that need it
-        self.edges = False  # whether there was any
+        self._pairs = pairs  # print loads of two columns, for the rows that allow them
+        self.paired: dict[str, None] = {}  # pointers to rows that are loaded so
 
     def element(self, printer: LevelPrinter, read: AppliedUndef) -> str:
         """The value of one element, at the printer's present level."""
@@ -83,8 +97,14 @@ class Reads:
                     break
                 pointer = printer.levels.scopes[level].export(type, pointer, tensor.name)
         if at == "element":
-            pointer = " + ".join([pointer, *parts["element"]]) + (walk or "")
-        return f"read({pointer})"
+            pointer = " + ".join([pointer, *parts["element"]])
+        if walk is None:
+            return f"read({pointer})"
+        if self._pairs and tensor.dtype in _PAIRED and walk.least is None and not parts["element"]:
+            self.paired.setdefault(pointer)
+            text = f"read_column<kEdge, kPairs>({pointer}, c, {walk.most})"
+            return printer.levels.scopes[at].define("float", text, tensor.name)
+        return f"read({pointer} {walk.step})"
 
     def _subscript(self, axis: str | int, at: Expr) -> _Subscript:
         if axis in ("batch", "head", "head_kv"):
@@ -114,8 +134,7 @@ class Reads:
             return f"min({index}, {printer.value(subscript.length - 1, 'int')})"
         return f"min(max({index}, 0), {printer.value(subscript.length - 1, 'int')})"
 
-    def _walk(self, printer: LevelPrinter, tensor: TensorInput, last: _Subscript) -> str | None:
-        """What is added to the row's pointer for column c: ``c`` or ``-c``, held inside the axis."""
+    def _walk(self, printer: LevelPrinter, tensor: TensorInput, last: _Subscript) -> _Walk | None:
         if last.leaves != "edges" or printer.levels.at != "element":
             return None
         affine = printer.affine(last.index)
@@ -125,21 +144,13 @@ class Reads:
         with printer.levels.inside("row"):
             assert last.length is not None
             row = printer.levels.scopes["row"]
+            front, back = last.length - 1 - start, start
+            most = printer.value(front if slope == 1 else back, "int")
+            most = row.export("int", most, f"{tensor.name}_last", "last column inside")
             if slope == 1:
-                space = printer.value(last.length - 1 - start, "int")
-                limit = row.export("int", space, f"{tensor.name}_last", "last column inside")
-                column = f"min(c, {limit})"
-            else:
-                back = printer.value(start, "int")
-                most = row.export("int", back, f"{tensor.name}_last", "last column inside")
-                front = printer.value(start - last.length + 1, "int")
-                least = row.export("int", front, f"{tensor.name}_first", "first column inside")
-                column = f"min(max(c, {least}), {most})"
-        sign = "+" if slope == 1 else "-"
-        if not self._split_edges:
-            return f" {sign} {column}"
-        self.edges = True
-        return f" {sign} (kEdge ? {column} : c)"
+                return _Walk(most)
+            least = printer.value(-front, "int")
+            return _Walk(most, row.export("int", least, f"{tensor.name}_first", "first column inside"))
 
 
 def _stride(tensor: TensorInput, position: int) -> str:
