@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 SHAPES = ((1, 1), (65, 130), (130, 65), (128, 128), (200, 257))
+CHOICES = (
+    {"tile_order": "stream_k"},
+    {"reference": "first"},
+    {"reference": "first", "tile_order": "dynamic"},
+)
 HEAD_DIMS = ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))
 
 
@@ -50,6 +55,16 @@ def main() -> None:
                 o, lse = kernel_of(case, family)(q, k, v, return_lse=True, **given)
                 assert_exact(case, o, lse, q, k, v, **given)
                 launches += 1
+    for choice in () if missing("sm90") else CHOICES:
+        for head_dim in (64, 256):
+            case = Case(
+                head_dim, head_dim, heads_kv=2, seqlen_q=300, seqlen_kv=3000, tiles={"schedule": choice}
+            )
+            q, k, v = case.tensors("cuda")
+            k[:, 1000] *= 200  # beyond the range of the first reference
+            o, lse = kernel_of(case, "sm90")(q, k, v, return_lse=True)
+            assert_exact(case, o, lse, q, k, v)
+            launches += 1
     torch.cuda.synchronize()
     print(f"memcheck: {launches} launches")
     if not launches:
