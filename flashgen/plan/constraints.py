@@ -210,7 +210,7 @@ def _sm90() -> Family:
     barriers = (
         36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * DYNAMIC + FIRST * (12 + 6 * WARPS)
     )
-    one, widest = sympy.Integer(1), sympy.Integer(256)
+    zero, one, widest = sympy.Integer(0), sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
     return Family(
         "sm90",
@@ -253,18 +253,19 @@ def _sm90() -> Family:
                 1 + PACK_GQA * (GROUP - 1),
                 "the query heads of a K/V head, which a warpgroup's 64 rows hold whole positions of",
             ),
-            Requirement(
-                "tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), sympy.Integer(0), _ONE_INTERVAL
-            ),
+            Requirement("tiles of a cluster", (CLUSTER - 1) * (1 - CLOSED_FORM), zero, _ONE_INTERVAL),
             Requirement("edge tiles apart", APART, CLOSED_FORM * (1 - UNMASKED), _ONE_INTERVAL),
             Requirement(
                 "first reference",
                 FIRST,
-                CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP * (2 - CLUSTER) * (1 - STREAM_K),
-                f"{_ONE_INTERVAL}, no score, overlap, and neither clusters nor stream_k",
+                CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP,
+                f"{_ONE_INTERVAL}, no score, and overlap",
+            ),
+            Requirement(
+                "repeated tiles", FIRST * (CLUSTER - 1 + STREAM_K), zero, "neither clusters nor stream_k"
             ),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
-            Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), sympy.Integer(0), "no clusters"),
+            Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), zero, "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),
             Requirement(
                 "packed heads alike",
