@@ -72,7 +72,8 @@ def main() -> None:
                     others=others,
                 )
                 tflops = {timing.name: f"{timing.tflops:.0f}" for timing in comparison.timings}
-                cells = [tflops.get(name, "") for name in names]
+                wrong = [t.name for t in comparison.timings if not t.error < 2 * comparison.timings[0].error]
+                cells = [tflops.get(name, "") + " (inexact)" * (name in wrong) for name in names]
                 print(f"{head_dim} | {mask} | {seqlen} | {' | '.join(cells)}", flush=True)
 
 

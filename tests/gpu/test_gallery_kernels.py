@@ -221,6 +221,20 @@ def test_layouts_of_a_bias(family: str, layout: str, mask: str) -> None:
     run(kernel_of(case, family), case, family, tensors={"bias": bias})
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_biases_of_any_alignment(family: str, dtype: str) -> None:
+    """Neighbouring columns are one load where the address allows it; where it does not, that would fault."""
+    case = case_of("dense_bias", 64, inputs={"bias": {"index": ["q", "kv"], "dtype": dtype}})
+    rows, columns = case.seqlen_q, case.seqlen_kv
+    for start in range(4):
+        for gap in range(4):
+            whole = torch.randn(rows, columns + 8, device="cuda").to(
+                torch.float32 if dtype == "fp32" else torch.bfloat16
+            )
+            bias = whole.reshape(-1).as_strided((rows, columns), (columns + gap, 1), start)
+            run(kernel_of(case, family), case, family, tensors={"bias": bias})
+
+
 def test_layouts_of_a_sink(family: str) -> None:
     case = case_of("sink", 64)
     layers = torch.randn(4, 3, device="cuda")
