@@ -198,6 +198,10 @@ def _sm90() -> Family:
         + OVERLAP * P_IN_REGISTERS * TILE_KV / 4
         + 4 * sympy.ceiling(HEAD_DIM_V / 8)  # O, fp32
         + REGISTER_OVERHEAD
+        + APART
+        * (1 - P_IN_REGISTERS)
+        * TILE_KV
+        / 2  # two copies of the loop: 24 and 248 B spilled without it
         + ELEMENTWISE * TILE_KV / 4  # 29 of 466 proposals spilled without it, 11 with TILE_KV / 8 + 8
         + ELEMENT_REGISTERS
     )

@@ -11,6 +11,7 @@ from flashgen.errors import LaunchError
 
 _COUNTERS = 1024
 _COUNTER_SPACING = 32  # in int32: one counter to a cache line
+_WORD_BYTES = 4
 
 
 class TileCounters:
@@ -24,9 +25,9 @@ class TileCounters:
 
     def __init__(self, device: torch.device, words: int = 1) -> None:
         self._words = -(-words // _COUNTER_SPACING) * _COUNTER_SPACING
-        self._counters = torch.zeros(_COUNTERS * self._words, dtype=torch.int32, device=device)
-        torch.cuda.synchronize(device)  # the zeros are written on one stream and read on many
-        self._free = iter(range(self._counters.data_ptr(), *self._end()))
+        step = self._words * _WORD_BYTES
+        first = _zeros(_COUNTERS * step, device)
+        self._free = iter(range(first, first + _COUNTERS * step, step))
         self._of_stream: dict[int, int] = {}
         self._device = device
         self._capturing = torch._C._cuda_isCurrentStreamCapturing
@@ -50,9 +51,20 @@ class TileCounters:
         # Freed at once: within the graph, what reuses the memory comes after the launch on the same stream.
         return torch.zeros(self._words, dtype=torch.int32, device=self._device).data_ptr()
 
-    def _end(self) -> tuple[int, int]:
-        size = self._counters.element_size()
-        return self._counters.data_ptr() + self._counters.numel() * size, self._words * size
+
+def _zeros(size: int, device: torch.device) -> int:
+    """The address of `size` zero bytes that are never given back.
+
+    Not of torch's allocator: while torch.compile warms up for CUDA graphs, that serves from the graphs' own
+    memory, which is reused.
+    """
+    from cupy.cuda import Device, runtime
+
+    with Device(device.index):
+        address: int = runtime.malloc(size)
+        runtime.memset(address, 0, size)
+        runtime.deviceSynchronize()  # the zeros are written on one stream and read on many
+    return address
 
 
 @cache

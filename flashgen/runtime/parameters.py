@@ -122,14 +122,15 @@ class Sm90Parameters:
         struct.tiles_per_head = -(-seqlen_q * group // (plan.tile_q * schedule.cluster))
         heads = batch * heads_q // group
         tiles = struct.tiles_per_head * heads
-        if tiles > _INT32_MAX:
+        blocks = sms * plan.blocks_per_sm
+        if tiles > _INT32_MAX - blocks:  # a block counts one stride past its last tile
             raise LaunchError(
-                f"{plan.kernel}: {tiles:,} tiles; a launch counts {_INT32_MAX:,}", hint="split the batch"
+                f"{plan.kernel}: {tiles:,} tiles; a launch counts {_INT32_MAX - blocks:,}",
+                hint="split the batch",
             )
         struct.tiles = tiles
         kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
         struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
-        blocks = sms * plan.blocks_per_sm
         self.grid = min(tiles, blocks // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
         self.partial_floats = 0

@@ -2,8 +2,8 @@
 //
 // Osama et al., "Stream-K: Work-Centric Parallel Decomposition for Dense Matrix-Matrix Multiplication on the GPU" (PPoPP
 // 2023). A block works on the end of one tile first, and leaves what it has for the block that holds the tile's
-// beginning; which began with the end of another tile, so that it hardly waits. Blocks wait for later ones alone, which
-// the hardware starts in order: none of those waited for can be kept out by one that waits.
+// beginning; which began with the end of another tile, so that it hardly waits. The last share is the first block's:
+// blocks wait for earlier ones alone, and since they start in order, none that waits keeps out the one it waits for.
 #pragma once
 
 #include "softmax.cuh"

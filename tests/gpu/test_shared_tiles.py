@@ -12,18 +12,21 @@ from gpu_kernels import finish, kernel_of, missing
 pytestmark = pytest.mark.gpu
 
 # Two buffers of Q with O in its own, one with O in it; keys upwards and downwards.
-TILES = {
-    64: {"q": 192, "kv": 112, "schedule": {"tile_order": "stream_k", "o_aliases_q": False}},
-    128: {"q": 128, "kv": 128, "schedule": {"tile_order": "stream_k", "q_stages": 2, "ping_pong": False}},
-    256: {"q": 128, "kv": 80, "schedule": {"tile_order": "stream_k", "key_order": "ascending"}},
-}
+TILES = (
+    (64, {"q": 192, "kv": 112, "schedule": {"tile_order": "stream_k", "o_aliases_q": False}}),
+    (128, {"q": 128, "kv": 128, "schedule": {"tile_order": "stream_k", "q_stages": 2, "ping_pong": False}}),
+    (128, {"q": 128, "kv": 64, "schedule": {"tile_order": "stream_k", "q_stages": 2, "o_aliases_q": True}}),
+    (128, {"q": 64, "kv": 64, "schedule": {"tile_order": "stream_k", "p_in_registers": False}}),
+    (256, {"q": 128, "kv": 80, "schedule": {"tile_order": "stream_k", "key_order": "ascending"}}),
+)
 CASES = [
     Case(head_dim, head_dim, heads_kv=heads, batch=batch, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv, tiles=tiles)
-    for head_dim, tiles in TILES.items()
+    for head_dim, tiles in TILES
     for heads, batch, seqlen_q, seqlen_kv in (
-        (1, 1, 100, 9000),  # one tile for all blocks
+        (1, 1, 100, 9000),  # one tile for several blocks
         (5, 2, 333, 2777),  # fewer tiles than blocks
         (16, 2, 1100, 1500),  # whole waves, and shares of the rest
+        (19, 7, 128, 9000),  # whole waves, and one tile in several parts
         (3, 1, 128, 130),  # nothing that would pay to be cut
     )
 ]
@@ -51,7 +54,7 @@ def test_shared_tiles(case: Case, poisoned: None) -> None:
 
 def test_scores_and_sinks(poisoned: None) -> None:
     for score in ("softcap(20)", "score + 0.1 * abs(q - kv)"):
-        case = replace(CASES[5], score=score, sink=True, tiles=CASES[4].tiles)
+        case = replace(CASES[6], score=score, sink=True)
         q, k, v = case.tensors("cuda")
         given = case.given("cuda")
         o, lse = kernel_of(case, "sm90")(q, k, v, return_lse=True, **given)
@@ -60,7 +63,7 @@ def test_scores_and_sinks(poisoned: None) -> None:
 
 
 def test_streams_and_graphs_do_not_share_flags() -> None:
-    case = CASES[5]
+    case = CASES[6]
     kernel = kernel_of(case, "sm90")
     q, k, v = case.tensors("cuda")
     expected = kernel(q, k, v)

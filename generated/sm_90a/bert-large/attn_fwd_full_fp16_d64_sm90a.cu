@@ -335,6 +335,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
   }
+  if (threadIdx.x % 128 == 0) tma_store_wait_read();  // before the block and its shared memory go
 }
 
 }  // namespace

@@ -272,11 +272,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
+    __syncwarp();  // all its lanes have seen it
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
   };
   auto skip_v = [&]() {
     shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
     if (lane == 0) shared.v_empty[v_ring.stage].arrive();
     v_ring.advance();
   };

@@ -227,11 +227,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
+    __syncwarp();  // all its lanes have seen it
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
   };
   auto skip_v = [&]() {
     shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
     if (lane == 0) shared.v_empty[v_ring.stage].arrive();
     v_ring.advance();
   };
@@ -386,6 +388,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
   }
+  if (threadIdx.x % 128 == 0) tma_store_wait_read();  // before the block and its shared memory go
 }
 
 }  // namespace
