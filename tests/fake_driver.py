@@ -14,7 +14,7 @@ from torch import Tensor
 from flashgen.arch import arch
 from flashgen.plan import KernelPlan, MaskPlan, Sm90Schedule, solve
 from flashgen.plan.model import ScorePlan
-from flashgen.runtime import launch
+from flashgen.runtime import launch, preparation
 from flashgen.runtime.counters import TileCounters
 from flashgen.runtime.inputs import Inputs
 from flashgen.runtime.launch import LoadedKernel
@@ -69,6 +69,7 @@ class FakeDriver:
             (torch._C, "_cuda_getDevice", lambda: -1),
             (loaded._counters, "_capturing", lambda: False),
             (launch, "empty_strided", allocate),
+            (preparation, "empty_words", lambda shape, device: torch.empty(shape, dtype=torch.int32)),
         ):
             monkeypatch.setattr(module, name, value, raising=False)
 

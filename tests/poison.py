@@ -15,7 +15,7 @@ UNWRITTEN = -(2**20)
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs begin as NaN, ranges and lists as `UNWRITTEN`."""
-    outputs, words = launch.empty_strided, preparation.empty
+    outputs, words, kept = launch.empty_strided, preparation.empty, preparation.empty_words
 
     def full_of_nan(*layout: Any) -> torch.Tensor:
         return outputs(*layout).fill_(torch.nan)
@@ -25,6 +25,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(launch, "empty_strided", full_of_nan)
     monkeypatch.setattr(preparation, "empty", full_of_unwritten)
+    monkeypatch.setattr(preparation, "empty_words", lambda *layout: kept(*layout).fill_(UNWRITTEN))
 
 
 __all__ = ["UNWRITTEN", "poison"]

@@ -293,7 +293,7 @@ def test_static_order_needs_no_counter(maps: list[tuple[Any, ...]], monkeypatch:
 
 
 def test_counters_are_one_to_a_stream_and_one_to_a_captured_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_zeros", lambda size, device: 1 << 20)
+    monkeypatch.setattr(counters, "zero_words", lambda words, device: 1 << 20)
     monkeypatch.setattr(counters, "_COUNTERS", 4)
     capturing = False
     monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: capturing, raising=False)

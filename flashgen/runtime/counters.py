@@ -8,10 +8,10 @@ from threading import Lock
 import torch
 
 from flashgen.errors import LaunchError
+from flashgen.runtime.memory import WORD_BYTES, zero_words
 
 _COUNTERS = 1024
 _COUNTER_SPACING = 32  # in int32: one counter to a cache line
-_WORD_BYTES = 4
 
 
 class TileCounters:
@@ -25,8 +25,8 @@ class TileCounters:
 
     def __init__(self, device: torch.device, words: int = 1) -> None:
         self._words = -(-words // _COUNTER_SPACING) * _COUNTER_SPACING
-        step = self._words * _WORD_BYTES
-        first = _zeros(_COUNTERS * step, device)
+        step = self._words * WORD_BYTES
+        first = zero_words(_COUNTERS * self._words, device)
         self._free = iter(range(first, first + _COUNTERS * step, step))
         self._of_stream: dict[int, int] = {}
         self._device = device
@@ -50,21 +50,6 @@ class TileCounters:
     def _cleared_by_graph(self) -> int:
         # Freed at once: within the graph, what reuses the memory comes after the launch on the same stream.
         return torch.zeros(self._words, dtype=torch.int32, device=self._device).data_ptr()
-
-
-def _zeros(size: int, device: torch.device) -> int:
-    """The address of `size` zero bytes that are never given back.
-
-    Not of torch's allocator: while torch.compile warms up for CUDA graphs, that serves from the graphs' own
-    memory, which is reused.
-    """
-    from cupy.cuda import Device, runtime
-
-    with Device(device.index):
-        address: int = runtime.malloc(size)
-        runtime.memset(address, 0, size)
-        runtime.deviceSynchronize()  # the zeros are written on one stream and read on many
-    return address
 
 
 @cache

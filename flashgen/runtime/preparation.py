@@ -10,6 +10,7 @@ interpreter. Layouts (int32, contiguous; batches and heads are 1 where the mask 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.elements import Box, Elements
 from flashgen.runtime.inputs import Inputs, Sizes
+from flashgen.runtime.memory import empty_words
 from flashgen.runtime.structs import InputFields
 from flashgen.spec.derivation import Ranges, Search
 
@@ -119,7 +121,8 @@ class Preparation:
     and what its mask needs is computed by a launch of its own.
 
     A map that depends on no tensor is kept for the next launch on the stream with the same parameters. During
-    a CUDA graph's capture nothing is kept, and nothing kept is used: the graph owns what it reads.
+    a CUDA graph's capture nothing is kept, and nothing kept is used: the graph owns what it reads. What is
+    kept lies outside of torch's allocator.
     """
 
     def __init__(self, loaded: Loaded, sizes: Sizes, fields: InputFields, arguments: int) -> None:
@@ -144,14 +147,20 @@ class Preparation:
             return self._write(inputs, self._kept[key])
         if len(self._kept) >= _KEPT_MAX:
             self._kept.clear()
-        self._kept[key] = self.fresh(inputs, stream)
+        device = self._loaded.device
+        self._kept[key] = self._compute(inputs, stream, [empty_words(s, device) for s in self._shapes])
         return self._kept[key]
 
     def fresh(self, inputs: Inputs, stream: int) -> tuple[Tensor, ...]:
         """Compute it, by a launch on the current stream, and point the struct at it."""
+        device = self._loaded.device
+        return self._compute(
+            inputs, stream, [empty(shape, dtype=torch.int32, device=device) for shape in self._shapes]
+        )
+
+    def _compute(self, inputs: Inputs, stream: int, prepared: Sequence[Tensor]) -> tuple[Tensor, ...]:
         loaded = self._loaded
-        prepared = tuple(empty(shape, dtype=torch.int32, device=loaded.device) for shape in self._shapes)
-        self._write(inputs, prepared)
+        prepared = self._write(inputs, tuple(prepared))
         if loaded.plan.preparation:
             threads = PREPARE_THREADS[loaded.plan.preparation]
             loaded.start(

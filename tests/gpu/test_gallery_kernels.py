@@ -303,6 +303,21 @@ def test_compiles_without_graph_breaks(family: str, name: str, backend: str) -> 
     assert torch.equal(compiled(q, k, v), kernel(q, k, v, **given) * 2)
 
 
+@pytest.mark.parametrize("name", ["causal document", "dilated"])
+def test_compiles_with_cuda_graphs(family: str, name: str) -> None:
+    """The kernel is loaded, and its map made, while torch's allocator serves the graphs to be."""
+    case = case_of(name, 104)  # of no other test, so that it is not loaded yet
+    kernel = kernel_of(case, family)
+    q, k, v = case.tensors("cuda")
+    given = case.given("cuda")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v: kernel(q, k, v, **given) * 2, mode="reduce-overhead")
+    outputs = [compiled(q, k, v).clone() for _ in range(5)]
+    finish(case, family)
+    expected = kernel(q, k, v, **given) * 2
+    assert all(torch.equal(output, expected) for output in outputs)
+
+
 def test_repeated_runs_are_bitwise_equal(family: str) -> None:
     for name in ("causal document", "natten_2d", "relative_bias", "window or first keys"):
         case = case_of(name, 128, seqlen_q=1000, seqlen_kv=1000)
