@@ -51,6 +51,7 @@ inline float __int_as_float(int bits) { float x; std::memcpy(&x, &bits, 4); retu
 inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
 inline float from_half(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return x; }
+inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline float __logf(float x) { return std::log(x); }
 inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
 VOTES
@@ -113,7 +114,7 @@ _CAPPED = """
 """
 
 _INSTRUCTIONS = {
-    "ex2.approx": "std::exp2(x)",
+    "ex2.approx": "flushed(std::exp2(x))",
     "rcp.approx": "1.0f / x",
     "lg2.approx": "std::log2(x)",
     "rsqrt.approx": "1.0f / std::sqrt(x)",

@@ -198,11 +198,12 @@ def _sm90() -> Family:
         + OVERLAP * P_IN_REGISTERS * TILE_KV / 4
         + 4 * sympy.ceiling(HEAD_DIM_V / 8)  # O, fp32
         + REGISTER_OVERHEAD
-        + APART
-        * (1 - P_IN_REGISTERS)
-        * TILE_KV
-        / 2  # two copies of the loop: 24 and 248 B spilled without it
-        + ELEMENTWISE * TILE_KV / 4  # 29 of 466 proposals spilled without it, 11 with TILE_KV / 8 + 8
+        # two copies of the loop beside P in shared memory: 24 and 248 B spilled without
+        + APART * (1 - P_IN_REGISTERS) * TILE_KV / 2
+        # edges beside notes of what is to be repeated: 12 to 32 B
+        + 12 * FIRST * (1 - UNMASKED)
+        # 29 of 466 proposals spilled without it, 11 with TILE_KV / 8 + 8
+        + ELEMENTWISE * TILE_KV / 4
         + ELEMENT_REGISTERS
     )
     threads = 32 * WARPS + 128
@@ -212,7 +213,10 @@ def _sm90() -> Family:
     pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
     # q_full and q_empty of a warpgroup with its tile, four barriers of a K/V stage, the cluster's next tile
     barriers = (
-        36 * Q_STAGES * WARPS / 4 + 32 * STAGES + 40 * (CLUSTER - 1) * DYNAMIC + FIRST * (12 + 6 * WARPS)
+        36 * Q_STAGES * WARPS / 4
+        + 32 * STAGES
+        + 40 * (CLUSTER - 1) * DYNAMIC
+        + FIRST * (16 + WARPS * (25 + Q_STAGES))
     )
     zero, one, widest = sympy.Integer(0), sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)

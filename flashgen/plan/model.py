@@ -142,6 +142,11 @@ class KernelPlan:
         return isinstance(self.schedule, Sm90Schedule) and self.schedule.tile_order == "stream_k"
 
     @property
+    def first_reference(self) -> bool:
+        """Whether tiles may have to be repeated, since the exponentials' reference is not their maximum."""
+        return isinstance(self.schedule, Sm90Schedule) and self.schedule.reference == "first"
+
+    @property
     def kernel(self) -> str:
         """Entry point: ``attn_fwd_causal_softcap50_sink_bf16_d128_sm90a``.
 

@@ -266,7 +266,7 @@ def _enqueuer(
     launch_kernel, driver_error = loaded.launch_kernel, loaded.driver_error
     point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
-    partial_floats, point_at_partials = prepared.partial_floats, prepared.point_at_partials
+    workspace_words, point_at_workspace = prepared.workspace_words, prepared.point_at_workspace
     absent = NO_INPUTS if plan.preparation else None  # a mask that reads nothing may need a map all the same
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
@@ -281,9 +281,9 @@ def _enqueuer(
             point_at(q, k, v, o, lse, counter, scale)
             if (given := inputs or absent) is not None:
                 _held = preparation(given, stream)  # until the launch that reads it is enqueued
-            if partial_floats:
-                _partials = empty_strided((partial_floats,), (1,), torch.float32)
-                point_at_partials(_partials.data_ptr())
+            if workspace_words:
+                _workspace = empty_strided((workspace_words,), (1,), torch.float32)
+                point_at_workspace(_workspace.data_ptr())
             try:
                 launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
             except driver_error as error:

@@ -48,21 +48,21 @@ class Parameters(Protocol):
     address: int  # of the struct
     grid: int  # thread blocks
     needs_counter: bool  # whether the kernel draws its tiles from a counter, or raises flags
-    partial_floats: int  # fp32 that blocks leave for one another; 0 where they share no tiles
+    workspace_words: int  # 32-bit words that the blocks leave notes in; 0 where they need none
     inputs: InputFields  # what mask and score read
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         """Fill in what one launch brings: addresses (0 where there is no lse or counter) and the scale."""
 
-    def point_at_partials(self, address: int) -> None:
-        """Where blocks leave what they have of shared tiles; `partial_floats` of them."""
+    def point_at_workspace(self, address: int) -> None:
+        """`workspace_words`, not initialised, that nothing else uses until the launch has ended."""
 
 
 class Sm80Parameters:
     """Pointers and strides."""
 
     needs_counter = False
-    partial_floats = 0
+    workspace_words = 0
 
     def __init__(self, plan: KernelPlan, shapes: Shapes) -> None:
         self.struct: Any = struct_of(plan)(
@@ -86,8 +86,8 @@ class Sm80Parameters:
         words[0], words[1], words[2], words[3], words[4] = q, k, v, o, lse
         self._floats[_SM80_SCALE] = scale
 
-    def point_at_partials(self, address: int) -> None:
-        raise AssertionError("blocks of the sm80 family share no tiles")
+    def point_at_workspace(self, address: int) -> None:
+        raise AssertionError("the sm80 family needs no workspace")
 
 
 class Sm90Parameters:
@@ -133,14 +133,14 @@ class Sm90Parameters:
         struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
         self.grid = min(tiles, blocks // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
-        self.partial_floats = 0
+        self.workspace_words = tiles * plan.warps // 4 if plan.first_reference else 0
         if plan.stream_k:
             key_tiles = -(-shapes.k[1] // plan.tile_kv)
             division = divide(tiles, key_tiles, blocks)
             struct.whole_tiles, struct.shares = division.whole, division.shares
             self.grid = max(self.grid, struct.shares)
             self.needs_counter = struct.shares > 0
-            self.partial_floats = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
+            self.workspace_words = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         words = self._words
@@ -151,8 +151,11 @@ class Sm90Parameters:
         words[_SM90_LSE], words[_SM90_COUNTER] = lse, counter
         self._floats[_SM90_SCALE] = scale
 
-    def point_at_partials(self, address: int) -> None:
-        self.struct.partials = address
+    def point_at_workspace(self, address: int) -> None:
+        if hasattr(self.struct, "partials"):
+            self.struct.partials = address
+        else:
+            self.struct.links = address
 
     def _move(self, data: list[int]) -> None:
         for index, (old, new) in enumerate(zip(self._data, data, strict=True)):

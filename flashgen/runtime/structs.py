@@ -59,6 +59,7 @@ class Sm90Struct(ctypes.Structure):
     )
 
 
+_FIRST_REFERENCE = (("links", ctypes.c_void_p),)
 _STREAM_K = (
     ("partials", ctypes.c_void_p),
     ("whole_tiles", ctypes.c_int32),
@@ -71,11 +72,11 @@ PREPARED = {None: (), "ranges": ("key_first", "key_last"), "map": ("tile_counts"
 
 @lru_cache(maxsize=256)
 def struct_of(plan: KernelPlan) -> type[ctypes.Structure]:
-    """`AttentionParams` of a plan: its family's members, those of stream-K, its inputs, and C's padding."""
+    """`AttentionParams` of a plan: its family's members, its schedule's, its inputs, and C's padding."""
     family: Any = Sm90Struct if plan.family == "sm90" else Sm80Struct
     inputs = _inputs_struct(plan)
-    shared = _STREAM_K if plan.stream_k else ()
-    fields = [*family._fields_, *shared, *([("inputs", inputs)] if inputs else [])]
+    further = _STREAM_K if plan.stream_k else _FIRST_REFERENCE if plan.first_reference else ()
+    fields = [*family._fields_, *further, *([("inputs", inputs)] if inputs else [])]
     if plan.family == "sm90":  # aligned as the tensor maps in it, of which ctypes knows nothing
         name, last = fields[-1]
         end = getattr(_struct("AttentionParams", fields), name).offset + ctypes.sizeof(last)

@@ -86,8 +86,7 @@ struct OnlineSoftmax {
     }
   }
 
-  // After `finish`: whether sums and outputs stayed in range, though the reference may have been less than the maximum.
-  // Sums cannot be too small: the reference is the maximum of some of the keys.
+  // Before `finish`: whether sums and outputs stayed in range, though the reference may have been less than the maximum.
   template <int kTiles>
   __device__ __forceinline__ bool in_range(const float (&o)[kTiles][4]) const {
     float nothing[4] = {};  // NaN where an output is not finite
@@ -101,6 +100,11 @@ struct OnlineSoftmax {
 
   // Half of fp32's exponents are left to what the sums are multiplied by, and to outputs. Not for NaN.
   __device__ __forceinline__ bool sums_in_range() const { return sum[0] <= 0x1p60f && sum[1] <= 0x1p60f; }
+
+  // Whether the references are maxima of some keys, so that sums cannot become too small.
+  __device__ __forceinline__ bool has_maximum() const {
+    return maximum[0] > negative_infinity() && maximum[1] > negative_infinity();
+  }
 
   // The maxima of the rows, with these scores.
   template <int kTiles>
