@@ -216,7 +216,7 @@ def _sm90() -> Family:
         36 * Q_STAGES * WARPS / 4
         + 32 * STAGES
         + 40 * (CLUSTER - 1) * DYNAMIC
-        + FIRST * (16 + WARPS * (25 + Q_STAGES))
+        + FIRST * (20 + WARPS * (25 + Q_STAGES))
     )
     zero, one, widest = sympy.Integer(0), sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
