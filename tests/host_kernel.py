@@ -43,6 +43,7 @@ _STAND_INS = """
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static
 using std::abs, std::max, std::min;
 struct Index { int x; };
@@ -51,10 +52,20 @@ inline float __int_as_float(int bits) { float x; std::memcpy(&x, &bits, 4); retu
 inline float __uint_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
 inline float from_half(unsigned short bits) { _Float16 x; std::memcpy(&x, &bits, 2); return x; }
+inline uint32_t to_half(float x) {
+  const _Float16 rounded = static_cast<_Float16>(x);
+  uint16_t bits;
+  std::memcpy(&bits, &rounded, 2);
+  return bits;
+}
+inline uint32_t to_bfloat(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline float __logf(float x) { return std::log(x); }
-inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
-VOTES
+WARPS
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
 inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
@@ -75,9 +86,13 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 """
 
-_ALONE = "inline unsigned __ballot_sync(unsigned, bool vote) { return vote; }"
+_ALONE = """
+inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
+inline unsigned __ballot_sync(unsigned, bool vote) { return vote; }
+"""
 
 _TOGETHER = """
+inline float __shfl_xor_sync(unsigned, float x, int) { return x; }
 #include <barrier>
 #include <memory>
 #include <thread>
@@ -120,6 +135,8 @@ _INSTRUCTIONS = {
     "rsqrt.approx": "1.0f / std::sqrt(x)",
     "sqrt.approx": "std::sqrt(x)",
 }
+
+_PAIRS = {"bf16x2": "to_bfloat", "f16x2": "to_half"}
 
 _FLAGS = {
     "st.release": "__atomic_store_n(flag, 1u, __ATOMIC_RELEASE);",
@@ -179,7 +196,7 @@ class HostKernel:
         library = source.with_suffix(".so")
         if not library.exists():
             source.write_text(text)
-            _compile(source, library)
+            compile_library(source, library)
         self._library = ctypes.CDLL(str(library))
         self._kept: list[npt.NDArray[Any]] = []
 
@@ -189,8 +206,8 @@ class HostKernel:
         layout = re.search(r"struct AttentionParams \{.*?\n\};", text, re.DOTALL)
         assert layout is not None
         parts = [
-            _STAND_INS.replace("VOTES", _TOGETHER if plan.preparation == "map" else _ALONE),
-            *map(_on_host, _HEADERS),
+            stand_ins(_TOGETHER if plan.preparation == "map" else _ALONE),
+            *map(on_host, _HEADERS),
             f"constexpr int kTileQ = {plan.tile_q}, kTileKv = {plan.tile_kv};",
             environment().get_template("kernels/inputs.cuh.j2").render(plan=plan),
             layout[0],
@@ -298,16 +315,21 @@ class HostKernel:
         return arrays
 
 
+def stand_ins(warps: str) -> str:
+    """What only CUDA has; `warps` is how threads of a warp exchange votes and values."""
+    return _STAND_INS.replace("WARPS", warps)
+
+
 def compile_device_code(headers: tuple[str, ...], text: str, folder: Path) -> ctypes.CDLL:
     """Headers of `templates/device/`, for a thread alone, with a program that uses them."""
     source = folder / "device_code.cpp"
     library = source.with_suffix(".so")
-    source.write_text("\n".join([_STAND_INS.replace("VOTES", _ALONE), *map(_on_host, headers), text]))
-    _compile(source, library)
+    source.write_text("\n".join([stand_ins(_ALONE), *map(on_host, headers), text]))
+    compile_library(source, library)
     return ctypes.CDLL(str(library))
 
 
-def _compile(source: Path, library: Path) -> None:
+def compile_library(source: Path, library: Path) -> None:
     command = [str(COMPILER), "-std=c++20", "-pthread", "-O1", "-w", "-shared", "-fPIC", "-o", str(library)]
     result = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -319,8 +341,8 @@ def _declared(line: str) -> list[str]:
     return [re.split(r"[ *]", part)[-1] for part in declaration.split(",")]
 
 
-def _on_host(header: str) -> str:
-    """A device header with host functions for its instructions."""
+def on_host(header: str, *, flags: bool = True) -> str:
+    """A device header with host functions for its instructions; of `flags`, those that threads share."""
     text = (templates_dir() / "device" / header).read_text()
     for instruction, value in _INSTRUCTIONS.items():
         pattern = r'float y;\s*asm\("' + re.escape(instruction) + r"[^;]*;[^;]*;\s*return y;"
@@ -328,7 +350,9 @@ def _on_host(header: str) -> str:
     text = re.sub(
         r'float value;\s*asm\("cvt.f32.f16[^;]*;[^;]*;', "float value = from_half(element.bits);", text
     )
-    for flag, value in _FLAGS.items():
+    for pair, rounded in _PAIRS.items():
+        pattern = rf'asm\("cvt.rn.{pair}[^;]*;[^;]*;'
+        text = re.sub(pattern, f"pair = {rounded}(low) | {rounded}(high) << 16;", text)
+    for flag, value in _FLAGS.items() if flags else ():
         text = re.sub(r'asm volatile\("' + re.escape(flag) + r"[^;]*;[^;]*;", value, text)
-    text = re.sub(r"template <>\n.*?pack<.*?\n\}\n", "", text, flags=re.DOTALL)
     return re.sub(r"#pragma once|#include .*", "", text)

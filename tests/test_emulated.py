@@ -1,0 +1,141 @@
+"""Whole printed sm90 kernels against float64, on an emulated SM: `emulator/` says what of one is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import Case, assert_exact
+from emulate import EmulatedKernel, EmulationError, Machine
+from host_kernel import COMPILER
+from test_schedules import CHOICES
+from torch import Tensor
+
+from flashgen.arch import arch
+from flashgen.plan import solve
+from flashgen.plan.model import Sm90Schedule
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no host compiler")
+
+_KEPT = -2  # kKept of the kernels
+
+
+def _tiles(q: int = 128, kv: int = 32, **schedule: Any) -> dict[str, Any]:
+    return {"q": q, "kv": kv, "schedule": {"family": "sm90", **schedule}}
+
+
+# Tails of rows and keys; grouped heads; fewer keys than rows, the first of which keep none.
+_CAUSAL = Case(heads_kv=2, group=2, mask="causal", seqlen_q=150, seqlen_kv=230, target="sm_90a")
+_WINDOW = replace(_CAUSAL, mask={"window": 120}, batch=2, heads_kv=1, seqlen_q=200, seqlen_kv=170)
+_FULL = replace(_CAUSAL, mask="full", dtype="fp16", seqlen_q=100, seqlen_kv=500)
+
+
+def _of_choice(index: int, choice: dict[str, Any]) -> Case:
+    shared = choice.get("tile_order") == "stream_k"
+    varied = index % 2 == 1 and choice.get("reference") != "first"
+    case = _FULL if shared else _WINDOW if varied else _CAUSAL
+    return replace(case, tiles=_tiles(kv=16 if shared else 32, **choice))
+
+
+CASES = {
+    "default": replace(_CAUSAL, head_dim_qk=128, head_dim_v=128, heads_kv=1),
+    **{
+        "-".join(f"{k}={v}" for k, v in choice.items()): _of_choice(index, choice)
+        for index, choice in enumerate(CHOICES)
+    },
+    "full": replace(_FULL, tiles=_tiles(64)),
+    "more tiles than blocks": replace(
+        _FULL, heads_kv=4, group=1, seqlen_q=130, tiles=_tiles(64, 16, tile_order="stream_k"), sink=True
+    ),
+    "top left": replace(_WINDOW, align="top_left", seqlen_q=260, tiles=_tiles(192, edge_tiles="apart")),
+    "packed causal": replace(_CAUSAL, group=4, heads_kv=1, tiles=_tiles(pack_gqa=True)),
+    "uneven head_dim": replace(_CAUSAL, head_dim_qk=96, head_dim_v=40, sink=True, tiles=_tiles(kv=48)),
+    "first of a window": replace(
+        _WINDOW, mask={"window": 200}, seqlen_q=300, seqlen_kv=300, group=4, tiles=_tiles(reference="first")
+    ),
+    "softcap": replace(_WINDOW, score="softcap(20)", tiles=_tiles()),
+    "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
+    "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
+    "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
+    "map": replace(_CAUSAL, mask="causal and (q - kv) % 96 < 3", tiles=_tiles()),
+}
+
+
+def _kernel(case: Case, folder: Path, mutate: Callable[[str], str] = lambda text: text) -> EmulatedKernel:
+    return EmulatedKernel(solve(case.spec(), arch("sm_90a")), folder, mutate)
+
+
+def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """With a key for every other row of some heads, not in its first tile, whose exponential leaves fp32's
+    range.
+    """
+    q, k, v = case.tensors()
+    q[..., 0] = 0
+    q[:, ::2, ::2, 0] = 4
+    k[:, case.seqlen_kv // 3, 0, 0] = k[:, case.seqlen_kv // 8, 1:, 0] = 20 * case.head_dim_qk**0.5
+    return q, k, v
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_launches_are_exact(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    kernel = _kernel(case, tmp_path)
+    schedule = kernel.plan.schedule
+    assert isinstance(schedule, Sm90Schedule)
+    inputs = _inputs(case) if schedule.reference == "first" else case.tensors()
+    results = []
+    for launch in range(2):
+        machine = Machine(blocks=4, resident=2, seed=2 * list(CASES).index(name) + launch)
+        results.append(kernel(case, inputs, machine))
+        assert_exact(case, *results[-1], *inputs, **case.given())
+        if schedule.reference == "first":
+            kept = kernel.workspace == _KEPT  # of each tile and warpgroup
+            assert kept.any() and not kept.all(), "some tiles are repeated, others not"
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+_STATEMENT = "if (lane == 0) shared.{0}_empty[{0}_ring.stage].arrive();"
+# What is left out or wrong in the printed text, and how that shows.
+MUTANTS = {
+    "a missing arrive": (_STATEMENT.format("k"), "", "deadlock"),
+    "a missing barrier": (
+        "fence_async_proxy();\n    named_barrier_sync<128>(own_barrier);", "", "error|NaN"
+    ),
+    "a wrong parity": (
+        "k_empty[k_ring.stage].wait(k_ring.parity ^ 1)",
+        "k_empty[k_ring.stage].wait(k_ring.parity)",
+        "deadlock",
+    ),
+    "a missing wait for V": (
+        "shared.v_full[v_ring.stage].wait(v_ring.parity);\n      issue_output", "issue_output", "error|NaN"
+    ),
+    "an arrival too many": (
+        "arrive_expect(kQBytes);", "arrive_expect(kQBytes); full.arrive();", "more arrivals at an mbarrier"
+    ),
+    "a barrier of fewer threads": (
+        "named_barrier_sync<256>(kTurn", "named_barrier_sync<128>(kTurn", "named barrier . is for"
+    ),
+    "a store that is not waited for": (
+        "tma_store_wait_read();  // before the block", ";  //", "ends before its stores"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mistakes_are_seen(name: str, tmp_path: Path) -> None:
+    before, after, message = MUTANTS[name]
+    case = replace(_CAUSAL, tiles=_tiles())
+
+    def mutate(text: str) -> str:
+        assert before in text
+        return text.replace(before, after)
+
+    kernel = _kernel(case, tmp_path, mutate)
+    inputs = case.tensors()
+    with pytest.raises((EmulationError, AssertionError), match=message):
+        for seed in range(6):
+            assert_exact(case, *kernel(case, inputs, Machine(2, 2, seed)), *inputs)
