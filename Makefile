@@ -41,12 +41,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror templates/device/*.cuh
+	$(BIN)/clang-format --dry-run --Werror templates/device/*.cuh tests/emulator/*.h
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i templates/device/*.cuh
+	$(BIN)/clang-format -i templates/device/*.cuh tests/emulator/*.h
 
 gpu-test:
 	scripts/gpu_tests.sh

@@ -79,6 +79,7 @@ class EmulatedKernel:
         source = folder / f"{plan.kernel}_{digest}.cpp"
         library = source.with_suffix(".so")
         if not library.exists():
+            _precompile(folder / "before.h")
             source.write_text(text)
             compile_library(source, library)
         self._library = ctypes.CDLL(str(library))
@@ -93,13 +94,9 @@ class EmulatedKernel:
             launches += _PREPARE.replace("THREADS", str(PREPARE_THREADS[self.plan.preparation]))
         return "\n".join(
             [
-                stand_ins((_FOLDER / "machine.h").read_text()).replace("#pragma once", ""),
-                *(without_assembly(on_host(header, flags=False)) for header in _HEADERS),
+                '#include "before.h"',
                 without_assembly(text),
-                *(
-                    (_FOLDER / name).read_text().replace("#pragma once", "")
-                    for name in ("hopper.h", "launch.h")
-                ),
+                *map(_part, ("hopper.h", "launch.h")),
                 launches.replace("KERNEL", self.plan.kernel),
             ]
         )
@@ -148,6 +145,19 @@ class EmulatedKernel:
         launch.restype = ctypes.c_char_p
         if message := launch(*arguments):
             raise EmulationError(message.decode())
+
+
+def _part(name: str) -> str:
+    return (_FOLDER / name).read_text().replace("#pragma once", "")
+
+
+def _precompile(before: Path) -> None:
+    """What stands before every kernel: a third of the time that it takes to compile one."""
+    if before.exists():
+        return
+    headers = (without_assembly(on_host(header, flags=False)) for header in _HEADERS)
+    before.write_text("\n".join([stand_ins(_part("machine.h")), *headers]))
+    compile_library(before, before.with_suffix(".h.gch"))
 
 
 def without_assembly(text: str) -> str:
