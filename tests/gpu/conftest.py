@@ -19,6 +19,13 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def hopper() -> None:
+    """For tests of what the sm90 family alone has."""
+    if reason := missing("sm90"):
+        pytest.skip(reason)
+
+
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tensor that a launch allocates holds what no kernel writes: outputs, ranges, lists of tiles."""
     poison(monkeypatch)

@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import Case, assert_exact
-from gpu_kernels import finish, kernel_of, missing
+from gpu_kernels import finish, kernel_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("hopper")]
 
 FIRST = {"schedule": {"reference": "first"}}
 MASKS: tuple[Any, ...] = ("full", "causal", {"window": 200}, {"window": 1000})
-
-
-@pytest.fixture(autouse=True)
-def hopper() -> None:
-    if reason := missing("sm90"):
-        pytest.skip(reason)
 
 
 def schedules(**choices: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import Case, assert_exact
-from gpu_kernels import finish, kernel_of, missing
+from gpu_kernels import finish, kernel_of
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("hopper")]
 
 # Two buffers of Q with O in its own, one with O in it; keys upwards and downwards.
 TILES = (
@@ -30,12 +30,6 @@ CASES = [
         (3, 1, 128, 130),  # nothing that would pay to be cut
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def hopper() -> None:
-    if reason := missing("sm90"):
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize(
