@@ -200,8 +200,8 @@ def _sm90() -> Family:
         + REGISTER_OVERHEAD
         # two copies of the loop beside P in shared memory: 24 and 248 B spilled without
         + APART * (1 - P_IN_REGISTERS) * TILE_KV / 2
-        # edges beside notes of what is to be repeated: 12 to 32 B
-        + 12 * FIRST * (1 - UNMASKED)
+        # two loops, of which one counts what is to be repeated: 8 B at head_dim 192 with a window
+        + 4 * FIRST * (1 - UNMASKED)
         # 29 of 466 proposals spilled without it, 11 with TILE_KV / 8 + 8
         + ELEMENTWISE * TILE_KV / 4
         + ELEMENT_REGISTERS
