@@ -128,6 +128,7 @@ class EmulatedKernel:
             prepared.point_at(*qkvo, lse.data_ptr(), counters.data_ptr(), plan.scale)
         if prepared.workspace_words:
             prepared.point_at_workspace(self.workspace.data_ptr())
+        self.links = self.workspace[prepared.partial_words :]
         prepared.inputs.write([tensor.data_ptr() for tensor in (*inputs.all_tensors(), *maps)], inputs.params)
         params = ctypes.c_void_p(prepared.address)
         if plan.preparation:

@@ -32,6 +32,8 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"tile_order": "dynamic"},
     {"tile_order": "stream_k"},
     {"tile_order": "stream_k", "o_aliases_q": True, "key_order": "ascending"},
+    {"tile_order": "stream_k", "reference": "first"},
+    {"tile_order": "stream_k", "reference": "first", "q_stages": 1, "o_aliases_q": True, "output_wait": "late"},
 )
 IMPOSSIBLE = {("full", "edge_tiles"), ("causal", "stream_k"), ("window", "stream_k")}
 

@@ -269,9 +269,7 @@ def _sm90() -> Family:
                 CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP,
                 f"{_ONE_INTERVAL}, no score, and overlap",
             ),
-            Requirement(
-                "repeated tiles", FIRST * (CLUSTER - 1 + STREAM_K), zero, "neither clusters nor stream_k"
-            ),
+            Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
             Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), zero, "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),

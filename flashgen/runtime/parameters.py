@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan, Sm90Schedule
 from flashgen.plan.order import divide, heads_per_section
+from flashgen.runtime.memory import WORD_BYTES
 from flashgen.runtime.structs import InputFields, Sm80Struct, Sm90Struct, struct_of
 from flashgen.runtime.tensormap import (
     MAP_ALIGNMENT,
@@ -133,14 +134,16 @@ class Sm90Parameters:
         struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
         self.grid = min(tiles, blocks // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
-        self.workspace_words = tiles * plan.warps // 4 if plan.first_reference else 0
+        partial_words = 0
         if plan.stream_k:
             key_tiles = -(-shapes.k[1] // plan.tile_kv)
             division = divide(tiles, key_tiles, blocks)
             struct.whole_tiles, struct.shares = division.whole, division.shares
             self.grid = max(self.grid, struct.shares)
             self.needs_counter = struct.shares > 0
-            self.workspace_words = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
+            partial_words = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
+        self.partial_words = partial_words  # of the workspace; links come after them
+        self.workspace_words = partial_words + (tiles * plan.warps // 4 if plan.first_reference else 0)
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         words = self._words
@@ -154,8 +157,8 @@ class Sm90Parameters:
     def point_at_workspace(self, address: int) -> None:
         if hasattr(self.struct, "partials"):
             self.struct.partials = address
-        else:
-            self.struct.links = address
+        if hasattr(self.struct, "links"):
+            self.struct.links = address + self.partial_words * WORD_BYTES
 
     def _move(self, data: list[int]) -> None:
         for index, (old, new) in enumerate(zip(self._data, data, strict=True)):

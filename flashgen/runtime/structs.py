@@ -75,7 +75,7 @@ def struct_of(plan: KernelPlan) -> type[ctypes.Structure]:
     """`AttentionParams` of a plan: its family's members, its schedule's, its inputs, and C's padding."""
     family: Any = Sm90Struct if plan.family == "sm90" else Sm80Struct
     inputs = _inputs_struct(plan)
-    further = _STREAM_K if plan.stream_k else _FIRST_REFERENCE if plan.first_reference else ()
+    further = (_FIRST_REFERENCE if plan.first_reference else ()) + (_STREAM_K if plan.stream_k else ())
     fields = [*family._fields_, *further, *([("inputs", inputs)] if inputs else [])]
     if plan.family == "sm90":  # aligned as the tensor maps in it, of which ctypes knows nothing
         name, last = fields[-1]

@@ -29,6 +29,16 @@ def test_against_float64(poisoned: None, dims: tuple[int, int], mask: Any, dtype
         run(replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv))
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_tiles_that_blocks_share(poisoned: None, head_dim: int) -> None:
+    """A part that leaves the range has the whole tile repeated, by the block that began it."""
+    tiles = schedules(tile_order="stream_k")
+    case = Case(head_dim, head_dim, heads_kv=5, mask="full", batch=2, tiles=tiles)
+    for seqlen_q, seqlen_kv in ((333, 2777), (100, 9000), (2000, 1500)):
+        for share in (0.0, 0.003, 0.3):
+            run(replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv), longer_keys=share)
+
+
 @pytest.mark.parametrize("order", ["descending", "ascending"])
 @pytest.mark.parametrize("tile_order", ["static", "dynamic"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -44,8 +54,11 @@ def test_tiles_that_leave_the_range_are_repeated(
             run(replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv), longer_keys=share)
 
 
-def test_repeated_runs_are_bitwise_equal() -> None:
-    case = Case(128, 128, heads_kv=16, mask="causal", batch=4, seqlen_q=2000, seqlen_kv=2000, tiles=FIRST)
+@pytest.mark.parametrize(
+    ("mask", "tiles"), [("causal", FIRST), ("full", schedules(tile_order="stream_k"))], ids=["causal", "shared"]
+)
+def test_repeated_runs_are_bitwise_equal(mask: str, tiles: dict[str, Any]) -> None:
+    case = Case(128, 128, heads_kv=16, mask=mask, batch=4, seqlen_q=2000, seqlen_kv=2000, tiles=tiles)
     q, k, v = case.tensors("cuda")
     k[1, ::100] *= 100
     kernel = kernel_of(case, "sm90")
