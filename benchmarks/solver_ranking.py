@@ -76,9 +76,10 @@ def cells() -> Iterator[Cell]:
             key = (row["commit"], int(row["head_dim"]), row["mask"], int(row["seqlen"]))
             rows.setdefault(key, []).append(row)
     for key, found in rows.items():
-        _, head_dim, _, _ = key
+        _, head_dim, mask, _ = key
+        head = Head(head_dim, head_dim, unmasked=mask == "full")
         pairs = [(_tiling(row, head_dim), float(row["tflops"])) for row in found]
-        legal = [pair for pair in pairs if not violations(pair[0], Head(head_dim, head_dim), H200)]
+        legal = [pair for pair in pairs if not violations(pair[0], head, H200)]
         yield Cell(*key, tuple(tiling for tiling, _ in legal), tuple(rate for _, rate in legal))
 
 
@@ -131,11 +132,13 @@ def _name(tiling: Tiling) -> str:
         note
         for note, holds in (
             ("2 Q", schedule.q_stages > 1),
-            ("own O", not schedule.o_aliases_q),
+            (f"O in {schedule.o_buffer}", schedule.o_buffer != "q"),
             (f"{tiling.stages} stages", tiling.stages > 2),
             ("no ping-pong", not schedule.ping_pong),
             ("no overlap", not schedule.overlap),
             ("cluster", schedule.cluster > 1),
+            ("first", schedule.reference == "first"),
+            ("stream_k", schedule.tile_order == "stream_k"),
             ("ascending", schedule.key_order == "ascending"),
             ("late rescale", schedule.rescale == "late"),
         )

@@ -193,6 +193,14 @@ def test_what_python_itself_cannot_split(text: str) -> None:
     assert problem.location is not None and 1 <= problem.location.column <= len(text) + 1
 
 
+@pytest.mark.parametrize("text", ["kv <", "kv <= q and", "not", "  kv < q + + "])
+def test_what_is_missing_at_the_end_is_missing_there(text: str) -> None:
+    with pytest.raises(SpecError, match="cannot be read from here on") as caught:
+        read(text)
+    (problem,) = caught.value.problems
+    assert problem.location == Location("<expression>", 1, len(text.rstrip()) + 1)
+
+
 HOSTILE = {
     "call by string": "__import__('os').system('id')",
     "import": "__import__(os)",

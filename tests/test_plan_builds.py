@@ -37,7 +37,7 @@ def plans() -> Iterator[KernelPlan]:
         for plan in [candidate.plan for candidate in ranking.candidates]:
             schedule = plan.schedule
             if isinstance(schedule, Sm90Schedule):
-                buffers = (schedule.q_stages, schedule.o_aliases_q)
+                buffers = (schedule.q_stages, schedule.o_buffer)
                 for key in ((spec.name, plan.warps), (head, plan.warps, *buffers)):
                     if key not in tightest or registers_left(plan) < registers_left(tightest[key]):
                         tightest[key] = plan
@@ -80,7 +80,7 @@ def plan_id(plan: KernelPlan) -> str:
     own = f"{plan.mask.label}-d{plan.head_dim_qk}-{plan.tile_q}x{plan.tile_kv}-{plan.stages}"
     schedule = plan.schedule
     if isinstance(schedule, Sm90Schedule):
-        own += f"-q{schedule.q_stages}{'-o' if not schedule.o_aliases_q else ''}"
+        own += f"-q{schedule.q_stages}-o-{schedule.o_buffer}"
     return own
 
 

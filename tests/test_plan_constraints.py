@@ -60,7 +60,7 @@ def sm90(draw: st.DrawFn) -> Tiling:
             edge_tiles=draw(st.sampled_from(["inline", "apart"])),
             tile_order=draw(st.sampled_from(["static", "dynamic", "stream_k"])),
             pack_gqa=draw(st.booleans()),
-            o_aliases_q=draw(st.booleans()),
+            o_buffer=draw(st.sampled_from(["q", "v", "own"])),
             producer_registers=producer,
             consumer_registers=consumer,
         ),
@@ -97,7 +97,7 @@ def test_sm90_shared_memory_as_documented(tiling: Tiling, d_qk: int, d_v: int) -
     smem = 2 * schedule.q_stages * tiling.tile_q * up(d_qk, 64) + 2048
     smem += 2 * tiling.stages * tiling.tile_kv * (up(d_qk, 64) + up(d_v, 64))
     smem += 0 if schedule.p_in_registers else 2 * tiling.tile_q * up(tiling.tile_kv, 64)
-    smem += 0 if schedule.o_aliases_q else 2 * tiling.tile_q * up(d_v, 64)
+    smem += 2 * tiling.tile_q * up(d_v, 64) if schedule.o_buffer == "own" else 0
     assert smem_and_registers(tiling, Head(d_qk, d_v), H200)[0] == smem
 
 

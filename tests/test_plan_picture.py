@@ -64,6 +64,11 @@ def test_shares_of_tiles_by_hand() -> None:
     assert every.reason == "every row keeps every key"
 
 
+def test_shares_of_tiles_are_means_over_what_the_mask_tells_apart() -> None:
+    padding = explained("padding", 512)  # to 410 keys and to 308: 4 tiles, 3 of them full, and 3, of them 2
+    assert (padding.skipped, padding.full, padding.partial) == (1 / 8, 5 / 8, 2 / 8)
+
+
 @pytest.mark.parametrize(
     ("mask", "route", "reason"),
     [

@@ -269,6 +269,34 @@ def test_a_hopper_schedule_that_does_not_fit(tiles: dict[str, object], message: 
         solve(make_spec(**tiles), H200)
 
 
+@pytest.mark.parametrize(
+    ("mask", "field", "value", "message"),
+    [
+        ("causal", "tile_order", "stream_k", "needs a mask that keeps every key"),
+        ("full", "edge_tiles", "apart", "needs a mask with one interval of keys for each row"),
+        ("document", "reference", "first", "needs a mask with one interval of keys for each row"),
+        ("document", "pack_gqa", True, "needs a mask with one interval of keys for each row"),
+    ],
+)
+def test_a_schedule_that_the_mask_rules_out_is_named_and_placed(
+    mask: str, field: str, value: object, message: str
+) -> None:
+    spec = make_spec(mask=mask, schedule={field: value})
+    with pytest.raises(PlanError) as error:
+        solve(spec, H200)
+    (problem,) = error.value.problems
+    assert problem.message.startswith(f"{field}={str(value).lower()} {message}")
+    assert problem.location == spec.locate("tiles", "schedule", field) is not None
+
+
+def test_only_values_that_hurt_are_named() -> None:
+    schedule = {"reference": "running", "tile_order": "static", "o_buffer": "own", "edge_tiles": "inline"}
+    with pytest.raises(PlanError) as error:
+        solve(make_spec(head_dim=(256, 256), q=128, stages=16, schedule=schedule), H200)
+    (problem,) = (p for p in error.value.problems if "shared memory" in p.message)
+    assert problem.message.startswith("tile_q=128, stages=16, o_buffer=own need ")
+
+
 def test_a_family_that_the_chip_lacks_is_refused() -> None:
     with pytest.raises(PlanError, match="family sm90 needs setmaxnreg, tma, wgmma, which sm_80 lacks"):
         solve(make_spec(schedule={"family": "sm90"}), ARCHS["sm_80"])

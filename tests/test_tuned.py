@@ -50,8 +50,8 @@ def entry(seqlen: int = 4096, **change: Any) -> Tuned:
     fields: dict[str, Any] = {
         "element_bits": 16, "head_dim_qk": 128, "head_dim_v": 128, "mask": "causal", "seqlen_q": seqlen,
         "seqlen_kv": seqlen, "family": "sm90", "tile_q": 128, "tile_kv": 128, "stages": 2, "warps": 8,
-        "schedule": {"tile_order": "dynamic", "key_order": "ascending", "producer_registers": 40,
-                     "consumer_registers": 232},
+        "schedule": {"tile_order": "dynamic", "key_order": "ascending", "reference": "first", "q_stages": 2,
+                     "o_buffer": "own", "producer_registers": 40, "consumer_registers": 232},
         "tflops": 500.0, "tried": 9, "rank_correlation": 0.5, "regret": 0.03, "source": "by hand",
     }  # fmt: skip
     return Tuned(**(fields | change))
@@ -78,7 +78,9 @@ def test_shipped_tunings_are_legal_and_written_as_tune_writes_them(path: Path) -
     assert file is not None and file.target == path.stem and file.text == path.read_text()
     assert len({e.key for e in file.entries}) == len(file.entries)
     for e in file.entries:
-        head = Head(e.head_dim_qk, e.head_dim_v, has_first=e.mask == "window")
+        head = Head(
+            e.head_dim_qk, e.head_dim_v, has_first=e.mask == "window", unmasked=e.mask == "full"
+        )
         assert violations(e.tiling, head, ARCHS[file.target]) == ()
         for length in (e.seqlen_q, e.seqlen_kv):
             assert bucket(length) == length

@@ -35,7 +35,8 @@ from flashgen.plan.tiling import (
     HEAD_DIM_V,
     HEADS_ALIKE,
     MAX_REGISTERS,
-    O_ALIASES_Q,
+    O_IN_Q,
+    O_IN_V,
     OVERLAP,
     P_IN_REGISTERS,
     PACK_GQA,
@@ -187,7 +188,7 @@ def _sm90() -> Family:
         q
         + BYTES * STAGES * TILE_KV * (PANEL_QK + PANEL_V)
         + (1 - P_IN_REGISTERS) * p
-        + (1 - O_ALIASES_Q) * BYTES * TILE_Q * PANEL_V
+        + (1 - O_IN_Q - O_IN_V) * BYTES * TILE_Q * PANEL_V
         + BARRIER_BYTES
         + ALIGNMENT_BYTES
     )
@@ -244,7 +245,9 @@ def _sm90() -> Family:
             Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", by="chip"),
             Limit("WGMMA width of O", HEAD_DIM_V, widest, "columns of wgmma m64nNk16", by="chip"),
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
-            Limit("O staged in Q", O_ALIASES_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
+            Limit("O staged in Q", O_IN_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
+            Limit("O staged in V", O_IN_V * PANEL_COLUMNS, TILE_KV, "rows of V's buffer"),
+            Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, STAGES, "buffers of V", by="kernel"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
             # tile_kv is a multiple of 16, so that each block's share is whole 8-row patterns of the swizzle
             Limit("cluster", CLUSTER, sympy.Integer(2), "blocks in a cluster", by="kernel"),
@@ -269,6 +272,7 @@ def _sm90() -> Family:
                 CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP,
                 f"{_ONE_INTERVAL}, no score, and overlap",
             ),
+            Requirement("O in V in a cluster", O_IN_V * (CLUSTER - 1), zero, "no clusters"),
             Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
             Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), zero, "no clusters"),

@@ -8,7 +8,7 @@ or HBM deliver.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 import numpy.typing as npt
@@ -97,8 +97,11 @@ def cost(tiling: Tiling, workload: Workload, arch: Arch) -> Cost:
     slots = arch.sms * per_sm
     per_part = _by_block(rows.per_q_tile, parts)
     busy = np.maximum(per_part.mean(axis=1) * time.tile, per_part.max(axis=1, initial=0) * time.alone)
-    if isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.tile_order == "stream_k":
+    order = tiling.schedule.tile_order if isinstance(tiling.schedule, Sm90Schedule) else "dynamic"
+    if order == "stream_k":
         span = _shared_span(blocks, max(rows.per_q_tile, default=0), slots, time.tile, time.prologue)
+    elif order == "static":
+        span = _span_in_index_order(busy + time.prologue, heads, slots)
     else:
         span = _makespan(np.sort(busy)[::-1] + time.prologue, heads, slots)
     span /= arch.clock_hz
@@ -159,6 +162,23 @@ def _shared_span(tiles: int, key_tiles: int, slots: int, key_tile: float, prolog
     division = divide(tiles, key_tiles, slots)
     last = division.longest_share * key_tile + prologue if division.shares else 0.0
     return ceil(division.whole / slots) * (key_tiles * key_tile + prologue) + last
+
+
+def _span_in_index_order(lengths: npt.NDArray[np.float64], heads: int, slots: int) -> float:
+    """Cycles until the last of the blocks is done, each of which takes every `slots`-th tile. The heads repeat
+    one head's `lengths`, so that as many as bring the slots back to its first tile stand for all.
+    """
+    if lengths.size == 0:
+        return 0.0
+    period = slots // gcd(slots, lengths.size)
+    whole, rest = divmod(heads, period)
+
+    def loads(count: int) -> npt.NDArray[np.float64]:
+        tiles = np.zeros((-(-count * lengths.size // slots), slots))
+        tiles.reshape(-1)[: count * lengths.size] = np.tile(lengths, count)
+        return np.asarray(tiles.sum(axis=0))
+
+    return float((whole * loads(period) + loads(rest)).max())
 
 
 def _makespan(lengths: np.ndarray, heads: int, slots: int) -> float:

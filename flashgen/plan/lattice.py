@@ -41,6 +41,7 @@ SM90_WARPGROUPS = (1, 2, 3, 4)
 # From this head_dim_v on, O is rescaled beside the next Q K^T: 3% at d256 (H200). With a score or a test of
 # elements it spills.
 WIDE_V = 192
+O_BUFFERS: tuple[Literal["own", "v", "q"], ...] = ("own", "v", "q")
 SM90_STAGES = (2, 3)  # one buffer cannot be filled while it is read; a user may still ask for it, or for more
 
 
@@ -173,14 +174,19 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
-    for q_stages, o_aliases_q in product((2, 1), (False, True)):
+    first = workload.suits_first_reference and given.schedule.get("overlap", True)
+    orders: tuple[Literal["dynamic", "static", "stream_k"], ...] = ("static", "stream_k")
+    if uneven:
+        orders = ("dynamic",)
+    for q_stages, o_buffer, tile_order in product((2, 1), O_BUFFERS, orders):
         schedule = Sm90Schedule(
             ping_pong=warpgroups > 1,
             q_stages=q_stages,
             rescale="late" if head.dim_v >= WIDE_V and plain else "early",
-            tile_order="dynamic" if uneven else "static",
+            tile_order=tile_order,
+            reference="first" if first and given.schedule.get("cluster", 1) == 1 else "running",
             pack_gqa=short and packable,
-            o_aliases_q=o_aliases_q,
+            o_buffer=o_buffer,
         )
         yield with_registers(replace(schedule, **given.schedule), workload.head, warpgroups, given.schedule)
 

@@ -57,8 +57,14 @@ def _of_element(tiling: Tiling, work: Workload, masked: float) -> Operations:
         "sm80": (SM80_FP32_PER_SCORE, SM80_FP32_PER_MASKED_SCORE),
         "sm90": (SM90_FP32_PER_SCORE, SM90_FP32_PER_MASKED_SCORE),
     }[tiling.family]
+    if _first(tiling):
+        softmax = SM90_FP32_PER_SCORE_FIRST
     masking = of_condition(work.mask.condition).plain if work.mask.listed else mask
     return Operations(plain=softmax + masked * masking, mufu=1) + of_score(work.score.expr)
+
+
+def _first(tiling: Tiling) -> bool:
+    return isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.reference == "first"
 
 
 # -- sm80 --------------------------------------------------------------------------------------------------
@@ -114,10 +120,13 @@ def _sm80(
 WGMMA_FLOPS_PER_CLOCK = 4096  # per SM, dense, 16-bit operands: 989 TFLOP/s at 1.83 GHz (H100 whitepaper)
 SM90_FP32_PER_SCORE = 4
 SM90_FP32_PER_MASKED_SCORE = 1
+# Relative to the first key tile's maximum: none of a score, and no rescaling.
+SM90_FP32_PER_SCORE_FIRST = 2.5
 SM90_FP32_PER_RESCALE = 4.5
 # A warpgroup's softmax on its own: four warps do not fill the pipes, and barriers and WGMMA have latencies.
 SOFTMAX_ALONE = 1.4
 TILE_LATENCY_CYCLES = 200.0
+PRODUCTS_START_CYCLES = 160.0  # of the tensor cores, for each key tile of a warpgroup: narrow tiles lose most
 OVERLAP_NORM = 4.0  # of the times that bound a kv tile: the largest counts, those near it add a little
 # Of the lesser of products and softmax: when a warpgroup does not overlap its own, and when the warpgroups do
 # not take turns. Those that await O within the softmax do as well without (measured at d64, d128 and d256).
@@ -128,6 +137,7 @@ ONE_Q_BUFFER_CYCLES = 1100.0  # waiting for Q, which two buffers load during the
 O_IN_Q_CYCLES = 2300.0  # on top: Q is loaded only when O has left its buffer
 DRAW_CYCLES = 480.0  # of an atomic, where tiles are drawn
 THIRD_STAGE_CYCLES = 400.0  # less: the next tile's first K is there when this one ends
+O_IN_V_CYCLES = 200.0  # V's buffers are passed from warpgroup to warpgroup
 # Unmeasured: with two buffers O leaves one while the other is read.
 O_IN_SECOND_Q_CYCLES = 500.0
 
@@ -144,7 +154,8 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     qk = max(2 * rows * keys * d_qk / WGMMA_FLOPS_PER_CLOCK, qk_smem)
     pv = max(2 * rows * keys * d_v / WGMMA_FLOPS_PER_CLOCK, pv_smem)
     exp2 = rows * keys * each.mufu / arch.exp2_per_clock_per_sm
-    fp32 = (rows * keys * each.plain + rows * w.head_dim_v * SM90_FP32_PER_RESCALE) / FP32_PER_CLOCK
+    rescale = 0.0 if _first(tiling) else SM90_FP32_PER_RESCALE
+    fp32 = (rows * keys * each.plain + rows * w.head_dim_v * rescale) / FP32_PER_CLOCK
     arriving = (BYTES * keys * (d_qk + d_v) + warpgroups * p_bytes) / SMEM_BYTES_PER_CLOCK
 
     chain = qk + pv + SOFTMAX_ALONE * (exp2 + fp32) + TILE_LATENCY_CYCLES
@@ -152,7 +163,7 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     def together(active: int) -> float:
         """A kv tile that `active` warpgroups compute."""
         smem = active * (qk_smem + pv_smem) + arriving
-        bounds = (active * (qk + pv), active * (exp2 + fp32), smem, chain)
+        bounds = (active * (qk + pv + PRODUCTS_START_CYCLES), active * (exp2 + fp32), smem, chain)
         return float(sum(bound**OVERLAP_NORM for bound in bounds) ** (1 / OVERLAP_NORM))
 
     products, softmax = warpgroups * (qk + pv), warpgroups * (exp2 + fp32)
@@ -166,7 +177,9 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     prologue = SM90_PROLOGUE_CYCLES + (DRAW_CYCLES if schedule.tile_order == "dynamic" else 0.0)
     prologue -= THIRD_STAGE_CYCLES if tiling.stages > 2 else 0.0
     if schedule.q_stages == 1:
-        prologue += ONE_Q_BUFFER_CYCLES + (O_IN_Q_CYCLES if schedule.o_aliases_q else 0.0)
-    elif schedule.o_aliases_q:
+        prologue += ONE_Q_BUFFER_CYCLES + (O_IN_Q_CYCLES if schedule.o_buffer == "q" else 0.0)
+    elif schedule.o_buffer == "q":
         prologue += O_IN_SECOND_Q_CYCLES
+    if schedule.o_buffer == "v":
+        prologue += O_IN_V_CYCLES
     return BlockTime(tile, prologue, Pipes(products, warpgroups * exp2, warpgroups * fp32, smem), together(1))

@@ -14,7 +14,7 @@ from flashgen.plan.explain import explain, explain_tuned, impossible, reason
 from flashgen.plan.lattice import family_and_given, legal
 from flashgen.plan.model import KernelPlan
 from flashgen.plan.tiling import Tiling
-from flashgen.plan.tuned import TRUST, Tunings, find, tunings_for
+from flashgen.plan.tuned import TRUST, Tunings, adapted, find, tunings_for
 from flashgen.plan.workload import Workload, head_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _tuned(
     found = find(files, workload)
     if found is None:
         return None
-    entry, file = found
+    entry, file = adapted(found[0], workload), found[1]
     tiling = entry.tiling
     if tiling.family != family or violations(tiling, workload.head, arch):
         return None

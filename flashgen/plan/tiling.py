@@ -26,7 +26,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # Schedule choices; 0 or 1 where they are yes or no. Choices of more than two
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
-    "q_in_registers p_in_registers overlap ping_pong o_aliases_q pack_gqa dynamic stream_k apart first "
+    "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
     "q_stages cluster producer_registers consumer_registers"
 )
 (
@@ -34,7 +34,8 @@ _SCHEDULE_SYMBOLS = _symbols(
     P_IN_REGISTERS,
     OVERLAP,
     PING_PONG,
-    O_ALIASES_Q,
+    O_IN_Q,
+    O_IN_V,
     PACK_GQA,
     DYNAMIC,
     STREAM_K,
@@ -142,7 +143,7 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
         return 40
     if schedule.reference == "first" and schedule.tile_order == "dynamic":
         return 40 if schedule.q_stages > 1 and head.has_first else 32
-    if schedule.tile_order != "dynamic" or (schedule.q_stages == 1 and schedule.o_aliases_q):
+    if schedule.tile_order != "dynamic" or (schedule.q_stages == 1 and schedule.o_buffer == "q"):
         return 24 if head.plain_ends else 32
     return 40 if schedule.q_stages > 1 and head.has_first else 32
 
@@ -169,6 +170,7 @@ class Tiling:
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}
+        choices |= {f"o_in_{buffer}": choices.get("o_buffer") == buffer for buffer in "qv"}
         choices["apart"] = choices.get("edge_tiles") == "apart"
         choices["first"] = choices.get("reference") == "first"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}

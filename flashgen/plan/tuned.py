@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
+from itertools import product
 from math import log2
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -166,20 +167,32 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
     """The entry for a workload, and its file; earlier files take precedence.
 
     Where queries and keys are equally long and this length was not measured, the nearest one that was. For a
-    variant that was not measured at all, its class of masks.
+    variant that was not measured at all, its class of masks; for windows where none was measured, causal
+    masks, whose tiles are as long as they are early.
     """
     key = key_of(work)
     if key is None:
         return None
     known = {entry.key: (entry, file) for file in reversed(files) for entry in file.entries}
-    for name in dict.fromkeys((key.variant, "")):
-        wanted = key._replace(variant=name)
+    classes: tuple[MaskClass, ...] = ("window", "causal") if key.mask == "window" else (key.mask,)
+    for mask, name in product(classes, dict.fromkeys((key.variant, ""))):
+        wanted = key._replace(mask=mask, variant=name)
         if wanted in known:
             return known[wanted]
         alike = [k for k in known if k[:5] == wanted[:5] and k.seqlen_q == k.seqlen_kv]
         if key.seqlen_q == key.seqlen_kv and alike:
             return known[min(alike, key=lambda k: (abs(log2(k.seqlen_q / key.seqlen_q)), -k.seqlen_q))]
     return None
+
+
+def adapted(entry: Tuned, work: Workload) -> Tuned:
+    """The entry without the choices that this workload does not allow, where the measured one did."""
+    choices = dict(entry.schedule)
+    if choices.get("reference") == "first" and not work.suits_first_reference:
+        choices["reference"] = "running"
+    if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:
+        choices["tile_order"] = "dynamic"
+    return entry.model_copy(update={"schedule": choices})
 
 
 def tunings_for(target: str) -> tuple[Tunings, ...]:
@@ -263,6 +276,7 @@ __all__ = [
     "Tuned",
     "TuningWarning",
     "Tunings",
+    "adapted",
     "bucket",
     "find",
     "key_of",

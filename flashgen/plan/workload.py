@@ -91,6 +91,14 @@ class Workload:
         return head_of(self.head_dim_qk, self.head_dim_v, group, self.mask, self.score, sink=self.sink)
 
     @property
+    def suits_first_reference(self) -> bool:
+        """Whether exponentials relative to the first key tile's maximum are possible, and rarely leave their
+        range: in fp16 they do at 65504, where a score is 11 above that maximum.
+        """
+        head = self.head
+        return head.closed_form and not head.elementwise and self.dtype != "fp16"
+
+    @property
     def coverage(self) -> Coverage:
         """The mask over this workload's scores."""
         return Coverage(

@@ -76,7 +76,7 @@ class Schedule(Record, Mapping[str, Any]):
     output_wait: Literal["early", "middle", "late"] | None = None
     rescale: Literal["early", "late"] | None = None
     pack_gqa: Flag | None = None
-    o_aliases_q: Flag | None = None
+    o_buffer: Literal["q", "v", "own"] | None = None
     producer_registers: Registers | None = None
     consumer_registers: Registers | None = None
 

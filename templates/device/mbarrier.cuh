@@ -19,6 +19,11 @@ struct Barrier {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
   }
 
+  // As many arrivals at once.
+  __device__ __forceinline__ void arrive(uint32_t arrivals) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+  }
+
   // Arrives on the barrier at the same address in block `rank` of the cluster.
   __device__ __forceinline__ void arrive_remote(uint32_t rank) {
     asm volatile(

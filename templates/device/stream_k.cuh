@@ -56,7 +56,7 @@ struct Partial {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       // Loads stay behind the fence: of all at once, ptxas keeps so many in flight that other registers spill.
-      if (j % 8 == 0) __threadfence_block();
+      if (j % 4 == 0) __threadfence_block();
       const float4 other = __ldcg(&output[j][thread]);
       o[j][0] = fmaf(o[j][0], before[0], other.x * added[0]);
       o[j][1] = fmaf(o[j][1], before[0], other.y * added[0]);

@@ -235,6 +235,9 @@ inline void Barrier::init(uint32_t arrivals) {
 }
 
 inline void Barrier::arrive() { emulator::arrive_at(this, 0); }
+inline void Barrier::arrive(uint32_t arrivals) {
+  for (uint32_t i = 0; i < arrivals; ++i) arrive();
+}
 inline void Barrier::arrive_expect(uint32_t bytes) { emulator::arrive_at(this, static_cast<int>(bytes)); }
 
 inline void Barrier::arrive_remote(uint32_t rank) {

@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("hopper")]
 
 # Two buffers of Q with O in its own, one with O in it; keys upwards and downwards.
 TILES = (
-    (64, {"q": 192, "kv": 112, "schedule": {"tile_order": "stream_k", "o_aliases_q": False}}),
+    (64, {"q": 192, "kv": 112, "schedule": {"tile_order": "stream_k", "o_buffer": "own"}}),
     (128, {"q": 128, "kv": 128, "schedule": {"tile_order": "stream_k", "q_stages": 2, "ping_pong": False}}),
-    (128, {"q": 128, "kv": 64, "schedule": {"tile_order": "stream_k", "q_stages": 2, "o_aliases_q": True}}),
+    (128, {"q": 128, "kv": 64, "schedule": {"tile_order": "stream_k", "q_stages": 2, "o_buffer": "q"}}),
     (128, {"q": 64, "kv": 64, "schedule": {"tile_order": "stream_k", "p_in_registers": False}}),
     (256, {"q": 128, "kv": 80, "schedule": {"tile_order": "stream_k", "key_order": "ascending"}}),
 )
