@@ -208,7 +208,15 @@ CASES = st.builds(
 
 
 def assert_exact(
-    case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, *, lse_rtol: float = 1e-5, **given: Any
+    case: Case,
+    o: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    lse_rtol: float = 1e-5,
+    **given: Any,
 ) -> None:
     """Error against float64 at most twice the same-precision textbook's; lse to fp32 precision.
 

@@ -82,7 +82,7 @@ def test_the_row_of_a_query_where_the_first_is_aligned_with_the_first_key() -> N
         ("score + near[q - kv // 2]", SCORE + near(HEAD_KV, Q - sympy.floor(KV / 2))),
         ("score + table[floor(score)]", SCORE + table(HEAD, sympy.floor(SCORE))),
         ("score + table[head, 3]", SCORE + table(HEAD, 3)),
-        ("alibi + softcap(1)", SCORE + slope(HEAD) * (KV - Q) + sympy.tanh(SCORE)),
+        ("alibi + softcap(1) - score", slope(HEAD) * (KV - Q) + sympy.tanh(SCORE)),
         ("where(causal, score, -score)", sympy.Piecewise((SCORE, KV <= Q), (-SCORE, True))),
     ],
 )

@@ -126,6 +126,44 @@ def test_mistakes_in_scores(score: str, column: int, message: str, hint: str) ->
 
 
 @pytest.mark.parametrize(
+    ("score", "column", "message", "hint"),
+    [
+        (
+            "alibi + softcap(30)",
+            9,
+            "the sum counts 'score' twice: it is part of 'alibi' and 'softcap'",
+            "- score",
+        ),
+        ("t5_bias + alibi", 11, "it is part of 't5_bias' and 'alibi'", "alibi is score + slope * (kv - q)"),
+        ("t5_bias + 0.5 * alibi", 11, "it is part of 't5_bias' and 'alibi'", "with one 'score' in all"),
+        ("3 + (alibi - 2) + relative_bias", 19, "it is part of 'alibi' and 'relative_bias'", ""),
+        ("alibi + alibi + softcap(9)", 9, "counts 'score' 3 times", "add '- 2 * score'"),
+        ("30 * tanh((alibi + t5_bias) / 30)", 20, "it is part of 'alibi' and 't5_bias'", ""),
+        ("score + alibi", 9, "it is part of 'alibi'", "leave 'score' out"),
+        ("alibi + sink", 9, "it is part of 'alibi' and 'sink'", "write 'sink: true' beside the score"),
+    ],
+)
+def test_a_sum_of_named_scores_is_refused(score: str, column: int, message: str, hint: str) -> None:
+    assert_refused(BASE.replace("score: score", f"score: {score}", 1), 7, 9 + column, message, hint)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        "alibi + t5_bias - score",
+        "softcap(30) + (alibi - score)",
+        "alibi + 1 + slope[head] * kv",
+        "where(q < 3, alibi, softcap(3)) + 2",
+        "alibi * 2",
+        "max(alibi, softcap(30) + 1)",
+        "score + tanh(score)",
+    ],
+)
+def test_a_sum_that_counts_the_score_once_is_read(score: str) -> None:
+    parse_spec(BASE.replace("score: score", f"score: {score}", 1), "a.yaml")
+
+
+@pytest.mark.parametrize(
     ("value", "column", "message", "hint"),
     [
         ("wide", 1, "a parameter is a number or 'runtime': unknown name \"wide\"", ""),

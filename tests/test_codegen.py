@@ -9,10 +9,13 @@ import jinja2
 import pytest
 from codegen_plans import SM80_PLANS, plan_id, sm80_plan
 
+from flashgen.arch import ARCHS
 from flashgen.codegen import render, render_standalone
 from flashgen.codegen.environment import environment
 from flashgen.errors import BuildError
+from flashgen.plan import solve
 from flashgen.plan.model import Explanation, KernelPlan
+from flashgen.spec import AttentionSpec
 
 plans = pytest.mark.parametrize("plan", SM80_PLANS, ids=plan_id)
 
@@ -26,6 +29,21 @@ def test_source_depends_on_the_plan_alone() -> None:
     plan = sm80_plan()
     assert render(plan) == render(replace(plan, why=Explanation(binding="registers", origin="tuned")))
     assert render(plan).text != render(replace(plan, tile_kv=32)).text
+
+
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize(("name", "formula"), [("causal", "kv <= q"), ("full", "true"), ("full", "kv == kv")])
+def test_a_formula_is_the_kernel_of_its_name(name: str, formula: str, target: str, head_dim: int) -> None:
+    """Byte by byte, plan and source: nobody pays for writing the mathematics out."""
+    plans = []
+    for mask in (name, formula):
+        heads = {"q": 8, "kv": 2}
+        spec = AttentionSpec(name="a", attention={"heads": heads, "head_dim": head_dim, "mask": mask})
+        plans.append(solve(spec, ARCHS[target]))
+    assert plans[0] == plans[1]
+    assert render(plans[0]).text == render(plans[1]).text
+    assert render_standalone(plans[0]) == render_standalone(plans[1])
 
 
 @plans

@@ -65,7 +65,13 @@ CASES = {
     "O in V of a list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles(kv=64, o_buffer="v")),
     # A producer that is late must not miss a phase: many tiles for each block.
     "O in V of many": replace(
-        _CAUSAL, heads_kv=6, group=1, batch=2, seqlen_q=300, seqlen_kv=300, tiles=_tiles(kv=64, o_buffer="v", q_stages=1)
+        _CAUSAL,
+        heads_kv=6,
+        group=1,
+        batch=2,
+        seqlen_q=300,
+        seqlen_kv=300,
+        tiles=_tiles(kv=64, o_buffer="v", q_stages=1),
     ),
     "O in V of three": replace(_CAUSAL, tiles={**_tiles(192, 64, o_buffer="v"), "stages": 3}),
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),

@@ -78,9 +78,7 @@ def test_shipped_tunings_are_legal_and_written_as_tune_writes_them(path: Path) -
     assert file is not None and file.target == path.stem and file.text == path.read_text()
     assert len({e.key for e in file.entries}) == len(file.entries)
     for e in file.entries:
-        head = Head(
-            e.head_dim_qk, e.head_dim_v, has_first=e.mask == "window", unmasked=e.mask == "full"
-        )
+        head = Head(e.head_dim_qk, e.head_dim_v, has_first=e.mask == "window", unmasked=e.mask == "full")
         assert violations(e.tiling, head, ARCHS[file.target]) == ()
         for length in (e.seqlen_q, e.seqlen_kv):
             assert bucket(length) == length

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 @json_option
 def plan(spec_file: Path, target: str | None, show_all: bool, picture: Path | None, as_json: bool) -> None:
     """Solve for the tiles that fit the chip, and say why."""
+    spec, arch = read_spec(spec_file, target)
+
     from flashgen.plan import IoModel, Workload, rank
     from flashgen.plan.explain_mask import explain_mask
 
-    spec, arch = read_spec(spec_file, target)
     ranking = rank(spec, arch)
     best, work = ranking.best, Workload.of(spec)
     io, mask = IoModel.of_plan(work, best), explain_mask(best, work)
@@ -69,10 +70,12 @@ def plan(spec_file: Path, target: str | None, show_all: bool, picture: Path | No
 )
 def render(spec_file: Path, target: str | None, standalone: bool) -> None:
     """Print the CUDA source of a spec's kernel."""
+    spec, arch = read_spec(spec_file, target)
+
     from flashgen.codegen import render, render_standalone
     from flashgen.plan import solve
 
-    solution = solve(*read_spec(spec_file, target))
+    solution = solve(spec, arch)
     click.echo(render_standalone(solution) if standalone else render(solution).text, nl=False)
 
 

@@ -165,8 +165,9 @@ def _shared_span(tiles: int, key_tiles: int, slots: int, key_tile: float, prolog
 
 
 def _span_in_index_order(lengths: npt.NDArray[np.float64], heads: int, slots: int) -> float:
-    """Cycles until the last of the blocks is done, each of which takes every `slots`-th tile. The heads repeat
-    one head's `lengths`, so that as many as bring the slots back to its first tile stand for all.
+    """Cycles until the last of the blocks is done, each of which takes every `slots`-th tile.
+
+    The heads repeat one head's `lengths`: as many as bring the slots back to its first tile stand for all.
     """
     if lengths.size == 0:
         return 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -32,6 +33,7 @@ from flashgen.spec.sample import sample_tensor
 Basis = Literal["exact", "sample", "hull"]
 
 REPRESENTATIVES = 4  # of the batches, and of the heads, that a mask tells apart
+_LOOKED_AT = 2 * REPRESENTATIVES**2  # all that the tilings of a workload ask for, each of them again
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,17 @@ class Coverage:
         return "sample" if condition.atoms(AppliedUndef) else "exact"
 
     def count(self, tile_q: int, tile_kv: int) -> TileCounts:
-        """Tiles, rows and pairs of one (batch, head): the mean over some where the mask tells them apart."""
+        """Tiles, rows and pairs of one (batch, head): the mean over some where the mask tells them apart.
+
+        What is rounded to whole tiles are sums over q tiles, so that none is off by more than half a tile.
+        """
         return _mean_count(self, tile_q, tile_kv)
+
+    def mean_tiles(self, tile_q: int, tile_kv: int) -> tuple[Fraction, Fraction]:
+        """Tiles that one (batch, head) visits, and those of them that it masks: the mean, unrounded."""
+        each = _count_each(self, tile_q, tile_kv)
+        visited, masked = (sum(getattr(counts, name) for counts in each) for name in ("visited", "masked"))
+        return Fraction(visited, len(each)), Fraction(masked, len(each))
 
     def count_of(self, batch: int, head: int, tile_q: int, tile_kv: int) -> TileCounts:
         """Tiles, rows and pairs of one (batch, head)."""
@@ -120,15 +131,22 @@ class Coverage:
 
 @lru_cache(maxsize=4096)
 def _mean_count(coverage: Coverage, tile_q: int, tile_kv: int) -> TileCounts:
-    found = [coverage.count_of(*which, tile_q, tile_kv) for which in coverage.representatives()]
-    if len(found) == 1:
-        return found[0]
-    per_q_tile = np.rint(np.mean([counts.per_q_tile for counts in found], axis=0)).astype(int)
+    each = _count_each(coverage, tile_q, tile_kv)
+    if len(each) == 1:
+        return each[0]
+
+    def mean(total: Any) -> Any:  # rounded alike wherever it is taken, so that a part stays below its whole
+        return (2 * total + len(each)) // (2 * len(each))
+
+    up_to_here = mean(np.cumsum(np.sum([counts.per_q_tile for counts in each], axis=0)))
     masked, kv_rows, kept = (
-        round(sum(getattr(counts, name) for counts in found) / len(found))
-        for name in ("masked", "kv_rows", "kept")
+        mean(sum(getattr(counts, name) for counts in each)) for name in ("masked", "kv_rows", "kept")
     )
-    return TileCounts(tuple(per_q_tile.tolist()), masked, kv_rows, kept)
+    return TileCounts(tuple(np.diff(up_to_here, prepend=0).tolist()), masked, kv_rows, kept)
+
+
+def _count_each(coverage: Coverage, tile_q: int, tile_kv: int) -> list[TileCounts]:
+    return [coverage.count_of(*which, tile_q, tile_kv) for which in coverage.representatives()]
 
 
 @lru_cache(maxsize=64)
@@ -148,7 +166,7 @@ def _ends(coverage: Coverage, batch: int, head: int) -> tuple[Ends, ...]:
     return tuple(row_ends(_known_part(segment, known), rows, *lengths, known) for segment in segments)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=_LOOKED_AT)
 def _looked_at(coverage: Coverage, batch: int, head: int, step_q: int, step_kv: int) -> Blocks:
     known, rows = coverage.values(batch, head), coverage.positions()
     parts = And.make_args(coverage.mask.derivation.residual)

@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 # Field of a tiling -> its key under `tiles:`; the order in which an error looks for the user's part in it.
 _KEYS: Mapping[str, str] = {"tile_kv": "kv", "tile_q": "q", "stages": "stages", "warps": "warps"}
 
+# Symbol of the constraints -> the schedule's field that it is one value of, and the values that it can hurt
+# with: O takes a buffer of its own where it is in neither of the others.
+_ONE_OF: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "o_in_q": ("o_buffer", ("q", "own")),
+    "o_in_v": ("o_buffer", ("v", "own")),
+    "dynamic": ("tile_order", ("dynamic",)),
+    "stream_k": ("tile_order", ("stream_k",)),
+    "apart": ("edge_tiles", ("apart",)),
+    "first": ("reference", ("first",)),
+}
+
 
 def reason(use: Usage, arch: Arch) -> str:
     """What a broken constraint says: ``needs 245,760 B of shared memory; sm_90a allows 232,448``."""
@@ -160,22 +171,30 @@ def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> t
     """The user's own choices in a constraint, and where they stand; all its sizes where none is."""
     constraint = use.constraint
     symbols = {symbol.name for symbol in constraint.used.free_symbols | constraint.allowed.free_symbols}
+    schedule = tiling.schedule
+    chosen = {f.name: str(getattr(schedule, f.name)).lower() for f in fields(schedule)}
+    spoken_of = {_field(symbol, chosen) for symbol in symbols}
     own: dict[str, Any] = {}
     paths: list[tuple[str, ...]] = []
     for name, key in _KEYS.items():
         if name in symbols and getattr(given, key) is not None:
             own[name] = getattr(given, key)
             paths.append((key,))
-    for name, value in given.schedule.items():
-        if name in symbols:
-            own[name] = str(value).lower()
+    for name in given.schedule:
+        if name in spoken_of:
+            own[name] = chosen[name]
             paths.append(("schedule", name))
     if not own:
         own = {s.name: getattr(tiling, s.name) for s in UNKNOWNS if s.name in symbols}
-        schedule = tiling.schedule
-        own |= {f.name: getattr(schedule, f.name) for f in fields(schedule) if f.name in symbols}
+        own |= {name: value for name, value in chosen.items() if name in spoken_of}
     subject = ", ".join(f"{name}={value}" for name, value in own.items()) or "the head"
     return subject, spec.locate("tiles", *paths[0]) if paths else spec.locate("attention", "head_dim")
+
+
+def _field(symbol: str, chosen: Mapping[str, str]) -> str | None:
+    """The schedule's field that a constraint's symbol speaks of, where the chosen value has a part in it."""
+    name, values = _ONE_OF.get(symbol, (symbol, ()))
+    return name if name in chosen and (not values or chosen[name] in values) else None
 
 
 def _hint(use: Usage, tiling: Tiling, workload: Workload, arch: Arch) -> str | None:

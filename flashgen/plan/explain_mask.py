@@ -46,8 +46,9 @@ class MaskExplanation:
 def explain_mask(plan: KernelPlan, work: Workload) -> MaskExplanation:
     """What the mask's derivation comes to on a workload, with the plan's tiles."""
     mask, derived = plan.mask, plan.mask.derivation
-    counts = work.tiles(positions(plan), plan.tile_kv)
-    tiles = counts.q_tiles * -(-work.seqlen_kv // plan.tile_kv)
+    rows = positions(plan)
+    visited, masked = work.coverage.mean_tiles(rows, plan.tile_kv)
+    tiles = -(-work.seqlen_q // rows) * -(-work.seqlen_kv // plan.tile_kv)
     segments = derived.segments if derived.ranges is None else (derived.ranges.bounds,)
     return MaskExplanation(
         condition=to_text(mask.condition),
@@ -57,9 +58,9 @@ def explain_mask(plan: KernelPlan, work: Workload) -> MaskExplanation:
         residual=to_text(derived.residual),
         basis=work.coverage.basis,
         tiles=tiles,
-        skipped=1 - counts.visited / max(tiles, 1),
-        full=(counts.visited - counts.masked) / max(tiles, 1),
-        partial=counts.masked / max(tiles, 1),
+        skipped=float(1 - visited / max(tiles, 1)),
+        full=float((visited - masked) / max(tiles, 1)),
+        partial=float(masked / max(tiles, 1)),
     )
 
 

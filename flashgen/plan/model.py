@@ -44,7 +44,7 @@ class Sm90Schedule:
     output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, in, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T
     pack_gqa: bool = False  # fold the query heads of one K/V head into the q tile
-    o_buffer: Literal["q", "v", "own"] = "q"  # where O is staged for its store: in a buffer of Q, of V, or its own
+    o_buffer: Literal["q", "v", "own"] = "q"  # O is staged in a buffer of Q or V, or in one of its own
     producer_registers: int = 24  # setmaxnreg, a multiple of 8 from 24 to 256, as for the consumers
     consumer_registers: int = 240
 

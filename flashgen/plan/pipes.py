@@ -120,13 +120,14 @@ def _sm80(
 WGMMA_FLOPS_PER_CLOCK = 4096  # per SM, dense, 16-bit operands: 989 TFLOP/s at 1.83 GHz (H100 whitepaper)
 SM90_FP32_PER_SCORE = 4
 SM90_FP32_PER_MASKED_SCORE = 1
-# Relative to the first key tile's maximum: none of a score, and no rescaling.
+# Relative to the first key tile's maximum, which is taken once.
 SM90_FP32_PER_SCORE_FIRST = 2.5
 SM90_FP32_PER_RESCALE = 4.5
+SM90_FP32_PER_RESCALE_FIRST = 3.0  # there is none: fitted, since the power limit takes back what it saves
 # A warpgroup's softmax on its own: four warps do not fill the pipes, and barriers and WGMMA have latencies.
 SOFTMAX_ALONE = 1.4
 TILE_LATENCY_CYCLES = 200.0
-PRODUCTS_START_CYCLES = 160.0  # of the tensor cores, for each key tile of a warpgroup: narrow tiles lose most
+PRODUCTS_START_CYCLES = 100.0  # of the tensor cores, for each key tile of a warpgroup: narrow tiles lose most
 OVERLAP_NORM = 4.0  # of the times that bound a kv tile: the largest counts, those near it add a little
 # Of the lesser of products and softmax: when a warpgroup does not overlap its own, and when the warpgroups do
 # not take turns. Those that await O within the softmax do as well without (measured at d64, d128 and d256).
@@ -154,7 +155,7 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     qk = max(2 * rows * keys * d_qk / WGMMA_FLOPS_PER_CLOCK, qk_smem)
     pv = max(2 * rows * keys * d_v / WGMMA_FLOPS_PER_CLOCK, pv_smem)
     exp2 = rows * keys * each.mufu / arch.exp2_per_clock_per_sm
-    rescale = 0.0 if _first(tiling) else SM90_FP32_PER_RESCALE
+    rescale = SM90_FP32_PER_RESCALE_FIRST if _first(tiling) else SM90_FP32_PER_RESCALE
     fp32 = (rows * keys * each.plain + rows * w.head_dim_v * rescale) / FP32_PER_CLOCK
     arriving = (BYTES * keys * (d_qk + d_v) + warpgroups * p_bytes) / SMEM_BYTES_PER_CLOCK
 

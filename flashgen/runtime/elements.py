@@ -87,7 +87,7 @@ class Elements:
     def _read(self, name: str, subscripts: tuple[Tensor, ...]) -> Tensor:
         _, tensor = self._tensors[name]
         indices = self._stored(name, subscripts)
-        if tensor.numel() == 0:  # without keys, say: there is no nearest element, and nothing that depends on it
+        if tensor.numel() == 0:  # without keys, say: there is no nearest element, and nobody to read it
             return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in indices)))
         return tensor[indices] if indices else tensor
 

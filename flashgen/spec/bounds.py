@@ -17,7 +17,6 @@ from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import Boolean
 
 from flashgen.spec.affine import Prover, branches, ceiling, floor, is_integral, is_whole, linear, total
-from flashgen.spec.evaluation import evaluate
 from flashgen.spec.symbols import KV, SEQLEN_KV
 
 
@@ -42,6 +41,8 @@ class RowBounds:
         `first` is clamped to [0, seqlen_kv] and `last` to [-1, seqlen_kv - 1]: one further than the keys on
         the far side, so that clamping can neither fill an empty row nor empty a filled one.
         """
+        from flashgen.spec.evaluation import evaluate  # with numpy, which reading a spec does not wait for
+
         known = {"q": q, "seqlen_q": seqlen_q, "seqlen_kv": seqlen_kv, **(values or {})}
         first = 0 if self.first is None else int(evaluate(self.first, known))
         last = seqlen_kv - 1 if self.last is None else int(evaluate(self.last, known))

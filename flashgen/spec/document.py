@@ -95,7 +95,8 @@ class Document:
     def locate_character(self, path: Path, offset: int) -> Location:
         """Where the character at `offset` of a text value stands, whatever quotes and folds it is in.
 
-        The value's place, where a character up to there is written as an escape.
+        Of a space, or beyond the end: behind the last character before. The value's place, where a character
+        up to there is written as an escape.
         """
         node = self.scalars[path]
         at = node.start_mark.index
@@ -106,7 +107,8 @@ class Document:
                 at = self.text.find(character, at, node.end_mark.index) + 1
                 if at == 0:
                     return self.values[path]
-        at -= 1
+        if node.value[offset : offset + 1].strip():
+            at -= 1
         start = self.text.rfind("\n", 0, at) + 1
         return Location(self.filename, self.text.count("\n", 0, at) + 1, at - start + 1)
 

@@ -21,6 +21,7 @@ from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
 from flashgen.spec.printer import to_text
 from flashgen.spec.suggest import did_you_mean, quoted
+from flashgen.spec.sums import counted_twice
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
 
@@ -112,8 +113,18 @@ class _Reader(Operations):
         ):
             self.fail_at(tree, f"expected {expect.value}, but this is {value.kind.value}")
         if not self.trail:
+            self.check_sums(tree)
             self.reading.named = self.named(tree)
         return value
+
+    def check_sums(self, tree: ast.expr) -> None:
+        """Refuses sums of named scores, each of which has `score` in it."""
+        scores: dict[ast.AST, Entry] = {}
+        for node, (name, _) in self.calls.items():
+            if self.scope.entries[name].kind == "score":
+                scores[node] = self.scope.entries[name]
+        if scores and (wrong := counted_twice(tree, scores)):
+            self.fail_at(wrong.term, wrong.message, wrong.hint)
 
     def named(self, tree: ast.expr) -> NamedEntries | None:
         parts = tree.values if isinstance(tree, ast.BoolOp) else [tree]

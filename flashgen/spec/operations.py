@@ -163,6 +163,8 @@ class Operations(ABC):
         return self.checked(node, value)
 
     def refuse(self, node: ast.expr) -> NoReturn:
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            self.fail_at(node, f"'{node.value}' is no name of the language", f"write '{node.value}'".lower())
         op = getattr(node, "op", node)
         what = {
             ast.Attribute: "attribute access",

@@ -57,7 +57,8 @@ def split(text: str, locate: Locate) -> tuple[ast.expr, int]:
     except SyntaxError as error:
         if wrong := _C_OPERATOR.search(text):
             fail(f"'{wrong[0]}' is not an operator here", wrong.start(), _C_INSTEAD[wrong[0]])
-        offset = min(max((error.offset or 1) - 1, 0), len(text.strip()))
+        end = len(text.strip())
+        offset = min(error.offset - 1, end) if error.offset else end  # 0: something is missing there
         fail(f"the expression cannot be read from here on ({error.msg})", start + offset)
     except (RecursionError, MemoryError):
         fail(f"the expression is nested deeper than {MAX_DEPTH} levels", start)

@@ -14,8 +14,9 @@ import ast
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NoReturn
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from flashgen.errors import SpecError
 from flashgen.spec.gallery import GALLERY
@@ -82,9 +83,6 @@ class Term:
     """A part of an expression, of which Python's operators make larger parts."""
 
     __slots__ = ("kind", "node", "nodes")
-    __array_ufunc__ = None  # numpy leaves its operators to these
-    __iter__ = None
-    __hash__: ClassVar[None]  # type: ignore[assignment]
 
     def __init__(self, node: ast.expr, kind: _Kind, parts: Iterable[Term] = ()) -> None:
         self.node = node
@@ -193,6 +191,24 @@ class Term:
 
     __rxor__ = __xor__
 
+    def __lshift__(self, other: Any) -> NoReturn:
+        raise SpecError(
+            "<< and >> are not part of the language",
+            hint="write a * 2**n for a << n, and a // 2**n for a >> n",
+        )
+
+    __rlshift__ = __rshift__ = __rrshift__ = __lshift__
+
+    def __matmul__(self, other: Any) -> NoReturn:
+        raise SpecError("@ is not part of the language", hint="write * for a product of two numbers")
+
+    __rmatmul__ = __matmul__
+
+    def __divmod__(self, other: Any) -> NoReturn:
+        raise SpecError("divmod is not part of the language", hint="write a // b and a % b")
+
+    __rdivmod__ = __divmod__
+
     # -- tensors and entries of the gallery
 
     def __getitem__(self, subscripts: Any) -> Term:
@@ -203,9 +219,11 @@ class Term:
         inside = ast.Tuple([term.node for term in terms]) if len(terms) > 1 else terms[0].node
         return Term(ast.Subscript(self.node, inside), "either", terms)
 
-    def __call__(self, *arguments: Any) -> Term:
+    def __call__(self, *arguments: Any, **named: Any) -> Term:
         if self.kind != "entry":
             raise SpecError(f"{self} cannot be called")
+        if named:
+            raise SpecError(f"{self} takes no named arguments", hint="write the values in their order")
         terms = [_number(_term(argument)) for argument in arguments]
         return Term(ast.Call(self.node, [term.node for term in terms], []), "either", terms)
 
@@ -229,12 +247,78 @@ class Term:
     def __round__(self, digits: int = 0) -> NoReturn:
         self.__float__()
 
+    def __hash__(self) -> int:
+        raise SpecError(
+            f"{self} cannot be a key of a dict or part of a set: it stands for all queries and keys",
+            hint="write where(a == 0, b, c), or pass a table in `tensors` and read table[a]",
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise SpecError(f"{self} stands for one value, not for a list of them", hint=_LENGTHS)
+
+    __len__ = __reversed__ = __iter__
+
+    def __contains__(self, value: Any) -> NoReturn:
+        self.__iter__()
+
+    if not TYPE_CHECKING:  # mypy would take every misspelt attribute for one of these
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):  # protocols that are tried, and may be lacking
+                raise AttributeError(name)
+            raise SpecError(f"{self} has no attributes, and no {quoted(name)}", hint=_LENGTHS)
+
+    # -- libraries of arrays
+
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
         raise SpecError(
-            f"torch's {getattr(function, '__name__', function)} cannot take symbols",
-            hint="use the functions of flashgen; a tensor is passed in `tensors` and named as a parameter",
+            f"torch's {getattr(function, '__name__', function)} cannot take symbols", hint=_OWN_FUNCTIONS
         )
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> NoReturn:
+        raise SpecError(f"numpy's {function.__name__} cannot take symbols", hint=_OWN_FUNCTIONS)
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **settings: Any) -> Term:
+        """numpy's operators, which its numbers on the left of a symbol call, are Python's."""
+        operation = _NUMPY_OPERATORS.get(function.__name__)
+        if operation is None or method != "__call__" or settings:
+            raise SpecError(f"numpy's {function.__name__} cannot take symbols", hint=_OWN_FUNCTIONS)
+        left, right = inputs
+        if not isinstance(left, Term) and getattr(left, "shape", None) == ():
+            left = left.item()  # numpy makes an array of its number
+        result: Term = operation(_term(left), right)
+        return result
+
+
+_LENGTHS = "lengths are seqlen_q and seqlen_kv, which a function may take as it takes q and kv"
+_OWN_FUNCTIONS = (
+    "use abs, and the functions of flashgen: minimum, maximum, where, sqrt, exp, log, tanh, sigmoid, floor; "
+    "a tensor is passed in `tensors` and named as a parameter"
+)
+_NUMPY_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "true_divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+    "bitwise_and": operator.and_,
+    "bitwise_or": operator.or_,
+    "bitwise_xor": operator.xor,
+    "left_shift": operator.lshift,
+    "right_shift": operator.rshift,
+    "matmul": operator.matmul,
+    "divmod": divmod,
+}
 
 
 def _term(value: Any) -> Term:

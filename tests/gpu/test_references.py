@@ -32,9 +32,7 @@ def test_against_float64(poisoned: None, dims: tuple[int, int], mask: Any, dtype
 @pytest.mark.parametrize("reference", ["first", "running"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize(("head_dim", "q_stages"), [(64, 2), (128, 2), (128, 1), (256, 1)])
-def test_outputs_staged_in_v(
-    poisoned: None, head_dim: int, q_stages: int, mask: Any, reference: str
-) -> None:
+def test_outputs_staged_in_v(poisoned: None, head_dim: int, q_stages: int, mask: Any, reference: str) -> None:
     tiles = {"q": 128, "kv": 80, "schedule": {"reference": reference, "o_buffer": "v", "q_stages": q_stages}}
     case = Case(head_dim, head_dim, heads_kv=4, group=2, mask=mask, batch=3, tiles=tiles)
     for seqlen_q, seqlen_kv in ((1, 1), (77, 300), (700, 650), (1500, 1500), (130, 2900), (900, 333)):
@@ -69,7 +67,9 @@ def test_tiles_that_leave_the_range_are_repeated(
 
 
 @pytest.mark.parametrize(
-    ("mask", "tiles"), [("causal", FIRST), ("full", schedules(tile_order="stream_k"))], ids=["causal", "shared"]
+    ("mask", "tiles"),
+    [("causal", FIRST), ("full", schedules(tile_order="stream_k"))],
+    ids=["causal", "shared"],
 )
 def test_repeated_runs_are_bitwise_equal(mask: str, tiles: dict[str, Any]) -> None:
     case = Case(128, 128, heads_kv=16, mask=mask, batch=4, seqlen_q=2000, seqlen_kv=2000, tiles=tiles)
@@ -107,5 +107,5 @@ def run(case: Case, longer_keys: float = 0.0) -> None:
     given = case.given("cuda")
     o, lse = kernel_of(case, "sm90")(q, k, v, return_lse=True, **given)
     finish(case, "sm90")
-    # The largest score of a row is its lse then: a sum in the tensor cores' fp32, which they cut rather than round.
+    # The largest score of a row is its lse then: a sum of the tensor cores, which cut rather than round.
     assert_exact(case, o, lse, q, k, v, lse_rtol=3e-5 if longer_keys else 1e-5, **given)
