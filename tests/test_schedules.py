@@ -10,8 +10,10 @@ from attention_cases import Case
 from flashgen.arch import arch
 from flashgen.build import compile_source
 from flashgen.codegen import render
+from flashgen.codegen.elements import elements
 from flashgen.errors import PlanError
 from flashgen.plan import solve
+from flashgen.plan.operations import is_capped
 
 MASKS: tuple[Any, ...] = ("full", "causal", {"window": 300})
 CHOICES: tuple[dict[str, Any], ...] = (
@@ -57,3 +59,34 @@ def test_choices_compile_without_spills(mask: Any, choice: dict[str, Any]) -> No
     assert all(getattr(plan.schedule, key) == value for key, value in choice.items())
     resources = compile_source(render(plan), plan.target, dynamic_smem=plan.smem_bytes).resources
     assert resources.spill_bytes == 0
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("mask", MASKS, ids=lambda m: m if isinstance(m, str) else "window")
+def test_capped_scores_may_be_relative_to_their_first_tile(mask: Any) -> None:
+    tiles = {"q": 128, "kv": 96, "schedule": {"family": "sm90", "reference": "first"}}
+    case = Case(128, 128, group=4, mask=mask, score="softcap(30)", seqlen_q=2048, seqlen_kv=2048, tiles=tiles)
+    plan = solve(case.spec(), arch("sm_90a"))
+    resources = compile_source(render(plan), plan.target, dynamic_smem=plan.smem_bytes).resources
+    assert resources.spill_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "capped"),
+    [
+        ("softcap(30)", True),
+        ("cap * tanh(score / cap)", True),
+        ("tanh(score)", True),
+        ("-tanh(score)", False),
+        ("score", False),
+        ("softcap(30) + kv", False),
+        ("tanh(score + kv)", False),
+        ("tanh(score) + tanh(2 * score)", False),
+    ],
+)
+def test_plan_and_printer_agree_on_what_is_capped(score: str, capped: bool) -> None:
+    params = {"cap": "runtime"} if "cap *" in score else {}
+    case = Case(128, 128, mask="causal", score=score, params=params)
+    plan = solve(case.spec(), arch("sm_90a"))
+    printed = elements(plan).score
+    assert is_capped(plan.score.expr) == capped == (printed is not None and printed.capped)

@@ -80,7 +80,9 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
             if order != schedule.tile_order:
                 yield {"tile_order": order}
         yield {"q_stages": 3 - schedule.q_stages} if schedule.q_stages < 3 else {"q_stages": 1}
-        yield from ({"o_buffer": buffer} for buffer in ("q", "v", "own") if buffer != schedule.o_buffer)
+        for buffer in ("q", "v", "own"):
+            if buffer != schedule.o_buffer:
+                yield {"o_buffer": buffer}
     yield {"stages": plan.stages + 1}
     step = 16 if plan.family == "sm90" else 32
     yield {"kv": plan.tile_kv + step}

@@ -21,6 +21,7 @@ from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import (
     APART,
+    CAPPED,
     CLOSED_FORM,
     CLUSTER,
     CONSUMER_REGISTERS,
@@ -269,8 +270,8 @@ def _sm90() -> Family:
             Requirement(
                 "first reference",
                 FIRST,
-                CLOSED_FORM * (1 - ELEMENTWISE) * OVERLAP,
-                f"{_ONE_INTERVAL}, no score, and overlap",
+                CLOSED_FORM * (1 - ELEMENTWISE + CAPPED) * OVERLAP,
+                f"{_ONE_INTERVAL}, no score but one tanh, and overlap",
             ),
             Requirement("O in V in a cluster", O_IN_V * (CLUSTER - 1), zero, "no clusters"),
             Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),

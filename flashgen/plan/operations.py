@@ -14,7 +14,7 @@ from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import BooleanFunction
 
 from flashgen.spec.functions import modulo, sigmoid
-from flashgen.spec.symbols import KV, SCORE
+from flashgen.spec.symbols import KV, SCORE, Q
 
 DIVISION = 6  # of integers by a constant: a multiplication, shifts, a correction
 DIVISION_BY_PARAMETER = 20
@@ -47,6 +47,20 @@ def of_score(expr: sympy.Expr) -> Operations:
     if expr == SCORE:
         return NOTHING
     return _of((expr,)) + Operations(plain=1)  # the scale by itself
+
+
+@lru_cache(maxsize=512)
+def is_capped(expr: sympy.Expr) -> bool:
+    """Whether a score is a * tanh(k * score) and no more, with a and k of the head, and rises with Q . K."""
+    nodes = [node for node in expr.atoms(sympy.tanh) if node.has(SCORE)]
+    if len(nodes) != 1:
+        return False
+    outer, inner = expr / nodes[0], nodes[0].args[0] / SCORE
+    return (
+        not (outer * inner).has(SCORE, KV, Q)
+        and not outer.has(SCORE, KV, Q)
+        and bool((outer * inner).is_positive)
+    )
 
 
 @lru_cache(maxsize=512)
@@ -109,4 +123,4 @@ def _of_node(part: sympy.Basic) -> Operations:
     return Operations(plain=1)
 
 
-__all__ = ["NOTHING", "ROW_REGISTERS", "Operations", "of_condition", "of_score"]
+__all__ = ["NOTHING", "ROW_REGISTERS", "Operations", "is_capped", "of_condition", "of_score"]

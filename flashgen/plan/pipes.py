@@ -53,6 +53,7 @@ def block_time(tiling: Tiling, work: Workload, arch: Arch, masked: float, blocks
 
 def _of_element(tiling: Tiling, work: Workload, masked: float) -> Operations:
     """Instructions for one element of S: softmax, score function, and its share of the masking."""
+    softmax: float
     softmax, mask = {
         "sm80": (SM80_FP32_PER_SCORE, SM80_FP32_PER_MASKED_SCORE),
         "sm90": (SM90_FP32_PER_SCORE, SM90_FP32_PER_MASKED_SCORE),

@@ -50,8 +50,8 @@ _SCHEDULE_SYMBOLS = _symbols(
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
 # Mask and score, see `Head`; 0 or 1 but for the registers.
-_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise element_registers")
-UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, ELEMENT_REGISTERS = _MASK_SYMBOLS
+_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise capped element_registers")
+UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, CAPPED, ELEMENT_REGISTERS = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -103,6 +103,7 @@ class Head:
     plain_ends: bool = True  # whether the ends are arithmetic of q and the lengths, without choices and reads
     heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
     elementwise: bool = False  # whether scores are computed on, or tested, one by one
+    capped: bool = False  # whether all that is computed on scores is one tanh, which the softmax takes
     element_registers: int = 0  # that score and listed mask take of a thread
     tested_reads: int = 0  # tensors that a listed mask reads at every element
     row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
@@ -186,6 +187,7 @@ class Tiling:
             CLOSED_FORM: int(head.closed_form),
             HEADS_ALIKE: int(head.heads_alike),
             ELEMENTWISE: int(head.elementwise),
+            CAPPED: int(head.capped),
             ELEMENT_REGISTERS: head.element_registers,
             PITCH_QK: pitch(head.dim_qk),
             PITCH_V: pitch(head.dim_v),

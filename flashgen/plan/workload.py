@@ -10,7 +10,7 @@ from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
 from flashgen.plan.model import MaskPlan, ScorePlan
-from flashgen.plan.operations import ROW_REGISTERS, of_condition, of_score
+from flashgen.plan.operations import ROW_REGISTERS, is_capped, of_condition, of_score
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
@@ -38,6 +38,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         plain_ends=plain_ends,
         heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols and not sink,
         elementwise=score.expr != SCORE or mask.listed,
+        capped=is_capped(score.expr) and not mask.listed,
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
         tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
         row_registers=ROW_REGISTERS * sum(parts),

@@ -88,7 +88,8 @@ class Elements:
         _, tensor = self._tensors[name]
         indices = self._stored(name, subscripts)
         if tensor.numel() == 0:  # without keys, say: there is no nearest element, and nobody to read it
-            return tensor.new_zeros(torch.broadcast_shapes(*(index.shape for index in indices)))
+            shape = torch.broadcast_shapes(*(index.shape for index in indices))  # type: ignore[no-untyped-call]
+            return tensor.new_zeros(shape)
         return tensor[indices] if indices else tensor
 
     def _stored(self, name: str, subscripts: tuple[Any, ...]) -> tuple[Tensor, ...]:

@@ -74,6 +74,38 @@ struct CappedSoftmax : OnlineSoftmax {
     }
   }
 
+  // With a reference that stays, of one row, but for the sums; no score is -inf.
+  template <int kTiles>
+  __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap, int r) const {
+    float largest = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      largest = fmaxf(largest, fmaxf(fabsf(s[j][2 * r]), fabsf(s[j][2 * r + 1])));
+    }
+    if (__all_sync(0xffffffff, cap.is_near_zero(largest))) {
+      float slope[3];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          const float y = s[j][e] * s[j][e];
+          s[j][e] = exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[r]));
+        }
+      }
+    } else {
+      const float a = cap.a * kLog2e;
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int e = 2 * r; e < 2 * r + 2; ++e) {
+          s[j][e] = exp2_approx(fmaf(a, tanh_approx(cap.k * s[j][e]), -reference[r]));
+        }
+      }
+    }
+  }
+
   // Before `finish`: from here on `maximum` is that of the capped scores.
   __device__ __forceinline__ void settle() {
 #pragma unroll

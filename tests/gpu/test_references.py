@@ -92,6 +92,17 @@ def test_values_that_are_not_finite_come_out_as_they_would(poisoned: None, value
     torch.testing.assert_close(o, expected, rtol=2e-2, atol=2e-2, equal_nan=True)
 
 
+@pytest.mark.parametrize("cap", [1, 20, 50])
+@pytest.mark.parametrize("mask", MASKS[:3], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_capped_scores(poisoned: None, head_dim: int, mask: Any, cap: int) -> None:
+    case = Case(head_dim, head_dim, heads_kv=4, mask=mask, score=f"softcap({cap})", batch=2, tiles=FIRST)
+    for seqlen_q, seqlen_kv in ((77, 300), (1500, 1500), (900, 333)):
+        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
+        run(shaped)
+        run(shaped, longer_keys=0.01)
+
+
 def test_sinks(poisoned: None) -> None:
     case = Case(64, 64, heads_kv=4, mask="causal", sink=True, seqlen_q=900, seqlen_kv=900, tiles=FIRST)
     run(case)

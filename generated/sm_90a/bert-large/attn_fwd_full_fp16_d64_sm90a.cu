@@ -47,11 +47,11 @@ struct Tile {
   int q, head, batch, begin, end;
 };
 
-// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+// Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
-          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
-          __shfl_sync(0xffffffff, tile.end, 0)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end)};
 }
 
 struct alignas(1024) SharedStorage {

@@ -2,7 +2,7 @@
 //
 // Attention forward for the spec "gemma2-9b":
 // mask causal, bf16, head_dim 256, 2 query heads per K/V head.
-// Tiles of 128 queries x 80 keys, 2 computing warpgroups and a producer, 2 K/V buffers; 231424 bytes of shared memory.
+// Tiles of 128 queries x 64 keys, 2 computing warpgroups and a producer, 2 K/V buffers; 198656 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
 #include "capped_softmax.cuh"
@@ -31,7 +31,7 @@ namespace {
 
 using Element = bf16;
 constexpr int kTileQ = 128;
-constexpr int kTileKv = 80;
+constexpr int kTileKv = 64;
 constexpr int kStages = 2;
 constexpr int kQStages = 1;
 constexpr int kHeadDimV = 256;
@@ -50,11 +50,11 @@ struct Tile {
   int q, head, batch, begin, end;
 };
 
-// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+// Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
-          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
-          __shfl_sync(0xffffffff, tile.end, 0)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end)};
 }
 
 struct alignas(1024) SharedStorage {
@@ -66,17 +66,16 @@ struct alignas(1024) SharedStorage {
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
 };
-static_assert(sizeof(SharedStorage) + 1024 <= 231424, "more shared memory than planned");
+static_assert(sizeof(SharedStorage) + 1024 <= 198656, "more shared memory than planned");
 
 // S[64 x kTileKv] (+)= Q[64 x 16] K^T
-__device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint64_t b, int accumulate) {
+__device__ __forceinline__ void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
-      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %42, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16\n"
+      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %34, 0;\n"
+      " wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16\n"
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,\n"
-      " %32, %33, %34, %35, %36, %37, %38, %39},\n"
-      " %40, %41, accumulate, 1, 1, 0, 0;\n}"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},\n"
+      " %32, %33, accumulate, 1, 1, 0, 0;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -84,9 +83,7 @@ __device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint
         "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
         "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
         "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),
-        "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),
-        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3])
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -199,6 +196,16 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
+  // After a tile, each warpgroup stages its O in the next buffer of V: handed over like a V, with nothing in it.
+  int to_stage = 0;
+  auto hand_over_staging = [&](int left) {
+#pragma unroll 1
+    for (; to_stage > left; --to_stage) {
+      shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
+      shared.v_full[v_ring.stage].arrive();
+      v_ring.advance();
+    }
+  };
   auto load_k = [&](const Tile &tile, int j) {
     Barrier &full = shared.k_full[k_ring.stage];
     shared.k_empty[k_ring.stage].wait(k_ring.parity ^ 1);
@@ -211,6 +218,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     k_ring.advance();
   };
   auto load_v = [&](const Tile &tile, int j) {
+    hand_over_staging(0);
     Barrier &full = shared.v_full[v_ring.stage];
     shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
     full.arrive_expect(kVBytes);
@@ -242,14 +250,18 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       }
     }
     q_ring.advance();
+    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
       load_v(tile, j - 1);
     }
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
+    hand_over_staging(0);  // of the tile before, where this one has no keys
+    to_stage = kWarpgroups;
     index = next;
   }
+  hand_over_staging(0);
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
     shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
     shared.tile[q_ring.stage][warpgroup].batch = -1;
@@ -269,6 +281,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   // take the same number of turns: one less than the tile has key tiles.
   constexpr int kTurn = 1;
   if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
+  // A buffer of V that only other warpgroups use, for V or for O: not read here, but given back.
+  auto skip_v = [&]() {
+    shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
+    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+    v_ring.advance();
+  };
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -276,13 +295,20 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
   };
-  auto skip_v = [&]() {
-    shared.v_full[v_ring.stage].wait(v_ring.parity);
-    __syncwarp();
-    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
-    v_ring.advance();
-  };
 
+  int staged = -1;  // the buffer of V that holds O of the tile before, until it is stored
+  auto give_back = [&]() {
+    if (threadIdx.x % 128 == 0 && staged >= 0) {
+      tma_store_wait_read();
+      shared.v_empty[staged].arrive(4);  // for its warps
+    }
+  };
+  // Those of the warpgroups after this one. They count as uses of the ring, like V's.
+  auto pass_staging = [&]() {
+    if (staged < 0) return;
+    for (int i = warpgroup + 1; i < kWarpgroups; ++i) skip_v();
+    staged = -1;
+  };
   for (;;) {
     shared.q_full[q_ring.stage][warpgroup].wait(q_ring.parity);
     const Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
@@ -294,6 +320,10 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
     const int skipped_before = keys.begin - tile.begin;
     const int skipped_after = tile.end - keys.end;
+    if (skipped_before > 0) {
+      give_back();
+      pass_staging();
+    }
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
@@ -353,13 +383,16 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
       shared.k_full[k_ring.stage].wait(k_ring.parity);
       issue_scores();
+      give_back();
       wgmma_wait<0>();
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
+      if (lane == 0 && keys.end - keys.begin == 1) shared.q_empty[q_ring.stage][warpgroup].arrive();
       finish_scores(keys.begin);
       softmax.update(s, terms.bend, correction, Masked{});
       round_probabilities();
+      pass_staging();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -375,6 +408,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
+        if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
         finish_scores(j);
         softmax.raise_maximum(s, terms.bend, correction, Masked{});
         // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
@@ -394,6 +428,10 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(o);
       if (lane == 0) shared.v_empty[v_ring.stage].arrive();
       v_ring.advance();
+    } else {
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      give_back();
+      pass_staging();
     }
     for (int i = 0; i < skipped_after; ++i) {
       skip_k();
@@ -420,8 +458,12 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
       }
     }
-    char *staging = shared.q[q_ring.stage][warpgroup][0];
-    named_barrier_sync<128>(own_barrier);  // the warpgroup has read its Q for the last time
+    for (int i = 0; i < warpgroup; ++i) skip_v();  // the warpgroups take the next buffers of V in turn
+    staged = v_ring.stage;
+    shared.v_full[staged].wait(v_ring.parity);  // empty, that is
+    v_ring.advance();
+    char *staging = shared.v[staged][0];
+    
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
@@ -431,11 +473,11 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
       }
       tma_store_commit();
-      tma_store_wait_read();
-      shared.q_empty[q_ring.stage][warpgroup].arrive();
     }
     q_ring.advance();
   }
+  give_back();  // before the block and its shared memory go
+  pass_staging();
 }
 
 }  // namespace
@@ -450,7 +492,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kQStages; ++i) {
       for (int j = 0; j < kWarpgroups; ++j) {
         shared.q_full[i][j].init(1);
-        shared.q_empty[i][j].init(1);
+        shared.q_empty[i][j].init(4);
       }
     }
     for (int i = 0; i < kStages; ++i) {
@@ -469,10 +511,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    give_registers<24>();
+    give_registers<40>();
     if (threadIdx.x == 0) produce(shared, params);
   } else {
-    take_registers<240>();
+    take_registers<232>();
     consume(shared, params, warpgroup - 1);
   }
 }

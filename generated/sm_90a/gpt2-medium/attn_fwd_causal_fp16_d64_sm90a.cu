@@ -47,11 +47,11 @@ struct Tile {
   int q, head, batch, begin, end;
 };
 
-// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+// Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
-          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
-          __shfl_sync(0xffffffff, tile.end, 0)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end)};
 }
 
 struct alignas(1024) SharedStorage {
@@ -224,18 +224,19 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   // take the same number of turns: one less than the tile has key tiles.
   constexpr int kTurn = 1;
   if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
+  // A buffer of V that only other warpgroups use: not read here, but given back.
+  auto skip_v = [&]() {
+    shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
+    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+    v_ring.advance();
+  };
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
     __syncwarp();  // all its lanes have seen it
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
-  };
-  auto skip_v = [&]() {
-    shared.v_full[v_ring.stage].wait(v_ring.parity);
-    __syncwarp();
-    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
-    v_ring.advance();
   };
 
   for (;;) {

@@ -2,7 +2,7 @@
 //
 // Attention forward for the spec "mistral-7b":
 // mask window4096, bf16, head_dim 128, 4 query heads per K/V head.
-// Tiles of 192 queries x 80 keys, 3 computing warpgroups and a producer, 2 K/V buffers; 231424 bytes of shared memory.
+// Tiles of 192 queries x 64 keys, 3 computing warpgroups and a producer, 3 K/V buffers; 198656 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
 #include "integer.cuh"
@@ -23,14 +23,15 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
+  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
 
 using Element = bf16;
 constexpr int kTileQ = 192;
-constexpr int kTileKv = 80;
-constexpr int kStages = 2;
+constexpr int kTileKv = 64;
+constexpr int kStages = 3;
 constexpr int kQStages = 2;
 constexpr int kHeadDimV = 128;
 constexpr int kGroup = 4;  // query heads per K/V head
@@ -45,37 +46,42 @@ constexpr int kVBytes = kTileKv * kPanelsV * 128;
 
 // A unit of work: a q tile of a head, and the key tiles [begin, end) that any of its rows needs.
 struct Tile {
-  int q, head, batch, begin, end;
+  int q, head, batch, begin, end, index;
 };
+constexpr int kAllOnce = -1, kNoMore = -2;  // in the place of a batch: all tiles were handed over once; were all done
+constexpr int kKept = -2;
 
-// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+// Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
-          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
-          __shfl_sync(0xffffffff, tile.end, 0)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end), uniform(tile.index)};
 }
 
 struct alignas(1024) SharedStorage {
   char q[kQStages][kWarpgroups][kPanelsQk][64 * 128];
   char k[kStages][kPanelsQk][kTileKv * 128];
   char v[kStages][kPanelsV][kTileKv * 128];
-  char o[kWarpgroups][kPanelsV][64 * 128];
   Barrier q_full[kQStages][kWarpgroups], q_empty[kQStages][kWarpgroups];
   Barrier k_full[kStages], k_empty[kStages];
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
+  Tile current[kWarpgroups][4];  // of each warp
+  int repeat[kWarpgroups];  // the last tile that left the range; -1: none. `links` has the ones before
+  int repeated_for;         // the warpgroup whose tiles are repeated now
+  int repeating;            // whether any are
+  Barrier reported;         // by each warpgroup, after its last tile
 };
-static_assert(sizeof(SharedStorage) + 1024 <= 231424, "more shared memory than planned");
+static_assert(sizeof(SharedStorage) + 1024 <= 198656, "more shared memory than planned");
 
 // S[64 x kTileKv] (+)= Q[64 x 16] K^T
-__device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint64_t b, int accumulate) {
+__device__ __forceinline__ void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
-      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %42, 0;\n"
-      " wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16\n"
+      "{\n .reg .pred accumulate;\n setp.ne.b32 accumulate, %34, 0;\n"
+      " wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16\n"
       " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,\n"
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,\n"
-      " %32, %33, %34, %35, %36, %37, %38, %39},\n"
-      " %40, %41, accumulate, 1, 1, 0, 0;\n}"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},\n"
+      " %32, %33, accumulate, 1, 1, 0, 0;\n}"
       : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
         "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
         "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
@@ -83,9 +89,7 @@ __device__ __forceinline__ void wgmma_scores(float (&d)[10][4], uint64_t a, uint
         "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
         "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
         "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]),
-        "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]),
-        "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3])
+        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
       : "l"(a), "l"(b), "r"(accumulate));
 }
 
@@ -163,13 +167,23 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   int q = params.tiles_per_head - 1 - from_last;
   const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, head, batch, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end, index};
 }
 
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
+  // After a tile, each warpgroup stages its O in the next buffer of V: handed over like a V, with nothing in it.
+  int to_stage = 0;
+  auto hand_over_staging = [&](int left) {
+#pragma unroll 1
+    for (; to_stage > left; --to_stage) {
+      shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
+      shared.v_full[v_ring.stage].arrive();
+      v_ring.advance();
+    }
+  };
   auto load_k = [&](const Tile &tile, int j) {
     Barrier &full = shared.k_full[k_ring.stage];
     shared.k_empty[k_ring.stage].wait(k_ring.parity ^ 1);
@@ -182,6 +196,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     k_ring.advance();
   };
   auto load_v = [&](const Tile &tile, int j) {
+    hand_over_staging(0);
     Barrier &full = shared.v_full[v_ring.stage];
     shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
     full.arrive_expect(kVBytes);
@@ -195,10 +210,48 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 
   int index = blockIdx.x;
   const int stride = gridDim.x;
-  while (index < params.tiles) {
-    // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
-    const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
-    const Tile tile = tile_at(index, params);
+  auto hand_over = [&](int batch) {
+#pragma unroll 1
+    for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
+      shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
+      shared.tile[q_ring.stage][warpgroup].batch = batch;
+      shared.q_full[q_ring.stage][warpgroup].arrive();
+    }
+    q_ring.advance();
+  };
+  // After all other tiles, those that some warpgroup did not keep.
+  auto next_to_repeat = [&]() {
+    if (shared.repeating == 0) {
+      hand_over_staging(0);
+      hand_over(kAllOnce);
+      shared.reported.wait(0);
+      shared.repeating = 1;
+    }
+    for (;;) {
+      const int warpgroup = shared.repeated_for;
+      const int repeated = shared.repeat[warpgroup];
+      if (repeated < 0) {
+        if (warpgroup + 1 == kWarpgroups) return -1;
+        ++shared.repeated_for;
+        continue;
+      }
+      const int *links = params.links + static_cast<int64_t>(repeated) * kWarpgroups;
+      shared.repeat[warpgroup] = links[warpgroup];
+      bool before = false;  // repeated for another warpgroup already
+#pragma unroll 1
+      for (int i = 0; i < warpgroup; ++i) before = before || links[i] != kKept;
+      if (!before) return repeated;
+    }
+  };
+  for (;;) {
+    int next = index;
+    if (index < params.tiles) {
+      // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
+      index = stride + atomicInc(params.tile_counter, params.tiles - 1);
+    } else if ((next = next_to_repeat()) < 0) {
+      break;
+    }
+    const Tile tile = tile_at(next, params);
     if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -213,19 +266,18 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       }
     }
     q_ring.advance();
+    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.end - 2; j >= tile.begin; --j) {
       load_k(tile, j);
       load_v(tile, j + 1);
     }
     if (tile.begin < tile.end) load_v(tile, tile.begin);
-    index = next;
+    hand_over_staging(0);  // of the tile before, where this one has no keys
+    to_stage = kWarpgroups;
   }
-  for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
-    shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
-    shared.tile[q_ring.stage][warpgroup].batch = -1;
-    shared.q_full[q_ring.stage][warpgroup].arrive();
-  }
+  hand_over_staging(0);
+  hand_over(kNoMore);
 }
 
 // A warpgroup computes its 64 rows of every tile that the producer hands it.
@@ -237,10 +289,14 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
-  // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
-  // take the same number of turns: one less than the tile has key tiles.
-  constexpr int kTurn = 1;
-  if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
+  auto is_repeating = [&]() { return __shfl_sync(0xffffffff, shared.repeating, 0) != 0; };
+  // A buffer of V that only other warpgroups use, for V or for O: not read here, but given back.
+  auto skip_v = [&]() {
+    shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
+    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+    v_ring.advance();
+  };
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -248,30 +304,50 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
   };
-  auto skip_v = [&]() {
-    shared.v_full[v_ring.stage].wait(v_ring.parity);
-    __syncwarp();
-    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
-    v_ring.advance();
-  };
 
+  int staged = -1;  // the buffer of V that holds O of the tile before, until it is stored
+  auto give_back = [&]() {
+    if (threadIdx.x % 128 == 0 && staged >= 0) {
+      tma_store_wait_read();
+      shared.v_empty[staged].arrive(4);  // for its warps
+    }
+  };
+  // Those of the warpgroups after this one. They count as uses of the ring, like V's.
+  auto pass_staging = [&]() {
+    if (staged < 0) return;
+    for (int i = warpgroup + 1; i < kWarpgroups; ++i) skip_v();
+    staged = -1;
+  };
   for (;;) {
     shared.q_full[q_ring.stage][warpgroup].wait(q_ring.parity);
-    const Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
-    if (tile.batch < 0) break;
-    const int row_begin = tile.q * kTileQ + warpgroup * 64;
-    const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
+    if (tile.batch < kAllOnce) break;  // of a condition inside the next block, ptxas takes the loop for divergent
+    if (tile.batch == kAllOnce) {
+      named_barrier_sync<128>(own_barrier);
+      if (threadIdx.x % 128 == 0) shared.reported.arrive();
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      q_ring.advance();
+      continue;
+    }
+    int row_begin = tile.q * kTileQ + warpgroup * 64;
+    int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    if (lane == 0) shared.current[warpgroup][warp] = tile;
     KeyTiles keys = key_tiles(row_begin, row_begin + 64, params);
     if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.end;
     const int skipped_before = tile.end - keys.end;
     const int skipped_after = keys.begin - tile.begin;
+    if (skipped_before > 0) {
+      give_back();
+      pass_staging();
+    }
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
-      named_barrier_sync<256>(kTurn + warpgroup);
-      named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
     }
 
+    const bool repeating = is_repeating();  // with the running maximum as reference
+    if (repeating) keys.unmasked_end = keys.begin;  // none is taken as whole
+    bool in_range = true;
     float o[kHeadDimV / 8][4] = {};
     OnlineSoftmax softmax;
 
@@ -328,6 +404,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
       shared.k_full[k_ring.stage].wait(k_ring.parity);
       issue_scores();
+      give_back();
       wgmma_wait<0>();
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -335,16 +412,44 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       finish_scores(keys.end - 1);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
+      pass_staging();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.end - 2; j >= keys.begin; --j) {
+      // The short loop is for key tiles that all rows keep whole, once the reference is set.
+      int j = keys.end - 2;
+      bool settled = keys.end - 1 >= keys.unmasked_begin && keys.end - 1 < keys.unmasked_end;
+      while (j >= keys.begin) {
+        if (settled && j >= keys.unmasked_begin && j < keys.unmasked_end) {
+          in_range &= softmax.has_maximum();
+          for (; j >= max(keys.begin, keys.unmasked_begin); --j) {
+            // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
+            issue_scores();
+            shared.v_full[v_ring.stage].wait(v_ring.parity);
+            issue_output();
+            wgmma_wait<1>();
+            pin_registers(s);
+            if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+            k_ring.advance();
+            softmax.exponentiate(s, scale_log2, 0);
+            // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+            if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
+            wgmma_wait<0>();
+            pin_registers(o);
+            pin_registers(p);
+            if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+            v_ring.advance();
+            softmax.exponentiate(s, scale_log2, 1);
+            softmax.add(s);
+            round_probabilities();
+          }
+          if (j < keys.begin) break;
+          in_range &= softmax.sums_in_range();  // before they are scaled down
+        }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-        named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores();
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output();
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
         wgmma_wait<1>();
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -361,6 +466,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
+        settled = j >= keys.unmasked_begin && j < keys.unmasked_end;
+        --j;
       }
       if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
       shared.v_full[v_ring.stage].wait(v_ring.parity);
@@ -369,23 +476,40 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(o);
       if (lane == 0) shared.v_empty[v_ring.stage].arrive();
       v_ring.advance();
-    } else if (lane == 0) {
-      shared.q_empty[q_ring.stage][warpgroup].arrive();
+    } else {
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      give_back();
+      pass_staging();
     }
     for (int i = 0; i < skipped_after; ++i) {
       skip_k();
-      if (i > 0 || keys.begin < keys.end) {
-        named_barrier_sync<256>(kTurn + warpgroup);
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
-      }
       skip_v();
     }
 
+    in_range &= softmax.in_range(o);
+    // Read again, not kept: registers are short in the loops.
+    __syncwarp();
+    tile = uniform(shared.current[warpgroup][warp]);
+    row_begin = tile.q * kTileQ + warpgroup * 64;
+    row = row_begin + warp * 16 + lane / 4;
     // O = O / l, lse = m + log l
     float inverse[2];
     softmax.finish(inverse);
     scale_rows(o, inverse);
-    if (params.lse != nullptr && lane % 4 == 0) {
+    for (int i = 0; i < warpgroup; ++i) skip_v();  // the warpgroups take the next buffers of V in turn
+    staged = v_ring.stage;
+    shared.v_full[staged].wait(v_ring.parity);  // empty, that is
+    v_ring.advance();
+    char *staging = shared.v[staged][0];
+    const bool kept = !named_barrier_any<128>(own_barrier, !in_range);
+    // Tiles of which some rows were not kept are repeated, for their warpgroups; the others have stored theirs.
+    int &link = params.links[static_cast<int64_t>(tile.index) * kWarpgroups + warpgroup];
+    const bool wanted = repeating ? link != kKept : kept;
+    if (threadIdx.x % 128 == 0 && !repeating) {
+      link = kept ? kKept : shared.repeat[warpgroup];
+      if (!kept) shared.repeat[warpgroup] = tile.index;
+    }
+    if (wanted && params.lse != nullptr && lane % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int lse_row = row + 8 * r;
@@ -396,13 +520,10 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
       }
     }
-    char *staging = shared.o[warpgroup][0];
-    if (threadIdx.x % 128 == 0) tma_store_wait_read();  // of the previous tile
-    named_barrier_sync<128>(own_barrier);
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
-    if (threadIdx.x % 128 == 0) {
+    if (threadIdx.x % 128 == 0 && wanted) {
 #pragma unroll
       for (int panel = 0; panel < kPanelsV; ++panel) {
         tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
@@ -411,7 +532,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
     q_ring.advance();
   }
-  if (threadIdx.x % 128 == 0) tma_store_wait_read();  // before the block and its shared memory go
+  give_back();  // before the block and its shared memory go
+  pass_staging();
 }
 
 }  // namespace
@@ -435,6 +557,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       shared.k_empty[i].init(4 * kWarpgroups);  // one arrival of each warp
       shared.v_empty[i].init(4 * kWarpgroups);
     }
+    for (int i = 0; i < kWarpgroups; ++i) shared.repeat[i] = -1;
+    shared.repeated_for = shared.repeating = 0;
+    shared.reported.init(kWarpgroups);
     fence_barrier_init();
     prefetch_tensor_map(&params.q);
     prefetch_tensor_map(&params.k);

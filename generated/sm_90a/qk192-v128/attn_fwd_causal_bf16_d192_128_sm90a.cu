@@ -23,6 +23,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
+  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
@@ -44,14 +45,16 @@ constexpr int kVBytes = kTileKv * kPanelsV * 128;
 
 // A unit of work: a q tile of a head, and the key tiles [begin, end) that any of its rows needs.
 struct Tile {
-  int q, head, batch, begin, end;
+  int q, head, batch, begin, end, index;
 };
+constexpr int kAllOnce = -1, kNoMore = -2;  // in the place of a batch: all tiles were handed over once; were all done
+constexpr int kKept = -2;
 
-// Tells the compiler that all lanes of a warp hold the same tile, so that its loops are uniform.
+// Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
+
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {__shfl_sync(0xffffffff, tile.q, 0), __shfl_sync(0xffffffff, tile.head, 0),
-          __shfl_sync(0xffffffff, tile.batch, 0), __shfl_sync(0xffffffff, tile.begin, 0),
-          __shfl_sync(0xffffffff, tile.end, 0)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end), uniform(tile.index)};
 }
 
 struct alignas(1024) SharedStorage {
@@ -62,6 +65,11 @@ struct alignas(1024) SharedStorage {
   Barrier k_full[kStages], k_empty[kStages];
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
+  Tile current[kWarpgroups][4];  // of each warp
+  int repeat[kWarpgroups];  // the last tile that left the range; -1: none. `links` has the ones before
+  int repeated_for;         // the warpgroup whose tiles are repeated now
+  int repeating;            // whether any are
+  Barrier reported;         // by each warpgroup, after its last tile
 };
 static_assert(sizeof(SharedStorage) + 1024 <= 215040, "more shared memory than planned");
 
@@ -165,13 +173,23 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   int q = params.tiles_per_head - 1 - from_last;
   const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
-  return {q, head, batch, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end, index};
 }
 
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
+  // After a tile, each warpgroup stages its O in the next buffer of V: handed over like a V, with nothing in it.
+  int to_stage = 0;
+  auto hand_over_staging = [&](int left) {
+#pragma unroll 1
+    for (; to_stage > left; --to_stage) {
+      shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
+      shared.v_full[v_ring.stage].arrive();
+      v_ring.advance();
+    }
+  };
   auto load_k = [&](const Tile &tile, int j) {
     Barrier &full = shared.k_full[k_ring.stage];
     shared.k_empty[k_ring.stage].wait(k_ring.parity ^ 1);
@@ -184,6 +202,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     k_ring.advance();
   };
   auto load_v = [&](const Tile &tile, int j) {
+    hand_over_staging(0);
     Barrier &full = shared.v_full[v_ring.stage];
     shared.v_empty[v_ring.stage].wait(v_ring.parity ^ 1);
     full.arrive_expect(kVBytes);
@@ -197,10 +216,48 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 
   int index = blockIdx.x;
   const int stride = gridDim.x;
-  while (index < params.tiles) {
-    // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
-    const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
-    const Tile tile = tile_at(index, params);
+  auto hand_over = [&](int batch) {
+#pragma unroll 1
+    for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
+      shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
+      shared.tile[q_ring.stage][warpgroup].batch = batch;
+      shared.q_full[q_ring.stage][warpgroup].arrive();
+    }
+    q_ring.advance();
+  };
+  // After all other tiles, those that some warpgroup did not keep.
+  auto next_to_repeat = [&]() {
+    if (shared.repeating == 0) {
+      hand_over_staging(0);
+      hand_over(kAllOnce);
+      shared.reported.wait(0);
+      shared.repeating = 1;
+    }
+    for (;;) {
+      const int warpgroup = shared.repeated_for;
+      const int repeated = shared.repeat[warpgroup];
+      if (repeated < 0) {
+        if (warpgroup + 1 == kWarpgroups) return -1;
+        ++shared.repeated_for;
+        continue;
+      }
+      const int *links = params.links + static_cast<int64_t>(repeated) * kWarpgroups;
+      shared.repeat[warpgroup] = links[warpgroup];
+      bool before = false;  // repeated for another warpgroup already
+#pragma unroll 1
+      for (int i = 0; i < warpgroup; ++i) before = before || links[i] != kKept;
+      if (!before) return repeated;
+    }
+  };
+  for (;;) {
+    int next = index;
+    if (index < params.tiles) {
+      // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
+      index = stride + atomicInc(params.tile_counter, params.tiles - 1);
+    } else if ((next = next_to_repeat()) < 0) {
+      break;
+    }
+    const Tile tile = tile_at(next, params);
     if (tile.begin < tile.end) load_k(tile, tile.begin);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -215,19 +272,18 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       }
     }
     q_ring.advance();
+    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
       load_v(tile, j - 1);
     }
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
-    index = next;
+    hand_over_staging(0);  // of the tile before, where this one has no keys
+    to_stage = kWarpgroups;
   }
-  for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
-    shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
-    shared.tile[q_ring.stage][warpgroup].batch = -1;
-    shared.q_full[q_ring.stage][warpgroup].arrive();
-  }
+  hand_over_staging(0);
+  hand_over(kNoMore);
 }
 
 // A warpgroup computes its 64 rows of every tile that the producer hands it.
@@ -239,6 +295,18 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
+  auto is_repeating = [&]() { return __shfl_sync(0xffffffff, shared.repeating, 0) != 0; };
+  // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
+  // take the same number of turns: one less than the tile has key tiles.
+  constexpr int kTurn = 1;
+  if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
+  // A buffer of V that only other warpgroups use, for V or for O: not read here, but given back.
+  auto skip_v = [&]() {
+    shared.v_full[v_ring.stage].wait(v_ring.parity);
+    __syncwarp();
+    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+    v_ring.advance();
+  };
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -246,28 +314,52 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     if (lane == 0) shared.k_empty[k_ring.stage].arrive();
     k_ring.advance();
   };
-  auto skip_v = [&]() {
-    shared.v_full[v_ring.stage].wait(v_ring.parity);
-    __syncwarp();
-    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
-    v_ring.advance();
-  };
 
+  int staged = -1;  // the buffer of V that holds O of the tile before, until it is stored
+  auto give_back = [&]() {
+    if (threadIdx.x % 128 == 0 && staged >= 0) {
+      tma_store_wait_read();
+      shared.v_empty[staged].arrive(4);  // for its warps
+    }
+  };
+  // Those of the warpgroups after this one. They count as uses of the ring, like V's.
+  auto pass_staging = [&]() {
+    if (staged < 0) return;
+    for (int i = warpgroup + 1; i < kWarpgroups; ++i) skip_v();
+    staged = -1;
+  };
   for (;;) {
     shared.q_full[q_ring.stage][warpgroup].wait(q_ring.parity);
-    const Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
-    if (tile.batch < 0) break;
-    const int row_begin = tile.q * kTileQ + warpgroup * 64;
-    const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
+    if (tile.batch < kAllOnce) break;  // of a condition inside the next block, ptxas takes the loop for divergent
+    if (tile.batch == kAllOnce) {
+      named_barrier_sync<128>(own_barrier);
+      if (threadIdx.x % 128 == 0) shared.reported.arrive();
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      q_ring.advance();
+      continue;
+    }
+    int row_begin = tile.q * kTileQ + warpgroup * 64;
+    int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    if (lane == 0) shared.current[warpgroup][warp] = tile;
     KeyTiles keys = key_tiles(row_begin, row_begin + 64, params);
     if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
     const int skipped_before = keys.begin - tile.begin;
     const int skipped_after = tile.end - keys.end;
+    if (skipped_before > 0) {
+      give_back();
+      pass_staging();
+    }
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
+      named_barrier_sync<256>(kTurn + warpgroup);
+      named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
     }
 
+    const bool repeating = is_repeating();  // with the running maximum as reference
+    if (repeating) keys.unmasked_end = keys.begin;  // none is taken as whole
+    bool in_range = true;
     float o[kHeadDimV / 8][4] = {};
     OnlineSoftmax softmax;
 
@@ -320,25 +412,63 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
       shared.k_full[k_ring.stage].wait(k_ring.parity);
       issue_scores();
+      give_back();
       wgmma_wait<0>();
       pin_registers(s);
       if (lane == 0) shared.k_empty[k_ring.stage].arrive();
       k_ring.advance();
+      if (lane == 0 && keys.end - keys.begin == 1) shared.q_empty[q_ring.stage][warpgroup].arrive();
       finish_scores(keys.begin);
       softmax.update(s, scale_log2, correction, Masked{});
       round_probabilities();
+      pass_staging();
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.begin + 1; j < keys.end; ++j) {
+      // The short loop is for key tiles that all rows keep whole, once the reference is set.
+      int j = keys.begin + 1;
+      bool settled = keys.begin < keys.unmasked_end;
+      while (j < keys.end) {
+        if (settled && j < keys.unmasked_end) {
+          in_range &= softmax.has_maximum();
+          for (; j < min(keys.end, keys.unmasked_end); ++j) {
+            // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
+            named_barrier_sync<256>(kTurn + warpgroup);
+            issue_scores();
+            shared.v_full[v_ring.stage].wait(v_ring.parity);
+            issue_output();
+            named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
+            wgmma_wait<1>();
+            pin_registers(s);
+            if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+            k_ring.advance();
+            if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
+            softmax.exponentiate(s, scale_log2, 0);
+            // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+            if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
+            wgmma_wait<0>();
+            pin_registers(o);
+            pin_registers(p);
+            if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+            v_ring.advance();
+            softmax.exponentiate(s, scale_log2, 1);
+            softmax.add(s);
+            round_probabilities();
+          }
+          if (j >= keys.end) break;
+          in_range &= softmax.sums_in_range();  // before they are scaled down
+        }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
+        named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores();
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output();
+        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
         wgmma_wait<1>();
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
         k_ring.advance();
+        if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
         finish_scores(j);
         softmax.raise_maximum(s, scale_log2, correction, Masked{});
         // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
@@ -351,6 +481,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         softmax.exponentiate(s, scale_log2, correction);
         scale_rows(o, correction);
         round_probabilities();
+        settled = j < keys.unmasked_end;
+        ++j;
       }
       shared.v_full[v_ring.stage].wait(v_ring.parity);
       issue_output();
@@ -358,17 +490,44 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       pin_registers(o);
       if (lane == 0) shared.v_empty[v_ring.stage].arrive();
       v_ring.advance();
+    } else {
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      give_back();
+      pass_staging();
     }
     for (int i = 0; i < skipped_after; ++i) {
       skip_k();
+      if (i > 0 || keys.begin < keys.end) {
+        named_barrier_sync<256>(kTurn + warpgroup);
+        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
+      }
       skip_v();
     }
 
+    in_range &= softmax.in_range(o);
+    // Read again, not kept: registers are short in the loops.
+    __syncwarp();
+    tile = uniform(shared.current[warpgroup][warp]);
+    row_begin = tile.q * kTileQ + warpgroup * 64;
+    row = row_begin + warp * 16 + lane / 4;
     // O = O / l, lse = m + log l
     float inverse[2];
     softmax.finish(inverse);
     scale_rows(o, inverse);
-    if (params.lse != nullptr && lane % 4 == 0) {
+    for (int i = 0; i < warpgroup; ++i) skip_v();  // the warpgroups take the next buffers of V in turn
+    staged = v_ring.stage;
+    shared.v_full[staged].wait(v_ring.parity);  // empty, that is
+    v_ring.advance();
+    char *staging = shared.v[staged][0];
+    const bool kept = !named_barrier_any<128>(own_barrier, !in_range);
+    // Tiles of which some rows were not kept are repeated, for their warpgroups; the others have stored theirs.
+    int &link = params.links[static_cast<int64_t>(tile.index) * kWarpgroups + warpgroup];
+    const bool wanted = repeating ? link != kKept : kept;
+    if (threadIdx.x % 128 == 0 && !repeating) {
+      link = kept ? kKept : shared.repeat[warpgroup];
+      if (!kept) shared.repeat[warpgroup] = tile.index;
+    }
+    if (wanted && params.lse != nullptr && lane % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int lse_row = row + 8 * r;
@@ -379,22 +538,20 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
       }
     }
-    char *staging = shared.q[q_ring.stage][warpgroup][0];
-    named_barrier_sync<128>(own_barrier);  // the warpgroup has read its Q for the last time
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
-    if (threadIdx.x % 128 == 0) {
+    if (threadIdx.x % 128 == 0 && wanted) {
 #pragma unroll
       for (int panel = 0; panel < kPanelsV; ++panel) {
         tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
       }
       tma_store_commit();
-      tma_store_wait_read();
-      shared.q_empty[q_ring.stage][warpgroup].arrive();
     }
     q_ring.advance();
   }
+  give_back();  // before the block and its shared memory go
+  pass_staging();
 }
 
 }  // namespace
@@ -409,7 +566,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kQStages; ++i) {
       for (int j = 0; j < kWarpgroups; ++j) {
         shared.q_full[i][j].init(1);
-        shared.q_empty[i][j].init(1);
+        shared.q_empty[i][j].init(4);
       }
     }
     for (int i = 0; i < kStages; ++i) {
@@ -418,6 +575,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       shared.k_empty[i].init(4 * kWarpgroups);  // one arrival of each warp
       shared.v_empty[i].init(4 * kWarpgroups);
     }
+    for (int i = 0; i < kWarpgroups; ++i) shared.repeat[i] = -1;
+    shared.repeated_for = shared.repeating = 0;
+    shared.reported.init(kWarpgroups);
     fence_barrier_init();
     prefetch_tensor_map(&params.q);
     prefetch_tensor_map(&params.k);
