@@ -24,8 +24,8 @@ H200 = ARCHS["sm_90a"]
 
 def plans() -> Iterator[KernelPlan]:
     """For each spec what is taken, what the model puts first, and for each number of warpgroups the proposal
-    with the fewest registers left; that for each use of the Q buffers too, once for all specs that are the
-    same to the constraints.
+    with the fewest registers left; that for each number of Q buffers, place of O and order of tiles too, once
+    for all specs that are the same to the constraints.
     """
     tightest: dict[tuple[object, ...], KernelPlan] = {}
     for path in sorted((ROOT / "specs").glob("*.yaml")):
@@ -37,8 +37,8 @@ def plans() -> Iterator[KernelPlan]:
         for plan in [candidate.plan for candidate in ranking.candidates]:
             schedule = plan.schedule
             if isinstance(schedule, Sm90Schedule):
-                buffers = (schedule.q_stages, schedule.o_buffer)
-                for key in ((spec.name, plan.warps), (head, plan.warps, *buffers)):
+                choices = (schedule.q_stages, schedule.o_buffer, schedule.tile_order)
+                for key in ((spec.name, plan.warps), *((head, plan.warps, choice) for choice in choices)):
                     if key not in tightest or registers_left(plan) < registers_left(tightest[key]):
                         tightest[key] = plan
     yield from tightest.values()

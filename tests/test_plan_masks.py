@@ -253,7 +253,13 @@ def test_a_variant_is_tuned_by_its_own_entry_first_and_by_its_class_else() -> No
 
 
 def test_a_tuning_that_a_score_has_no_registers_for_is_left() -> None:
-    file = Tunings(target="sm_90a", gpu="a GPU", entries=(entry(tile_kv=160),))
+    one_q_buffer = {
+        "tile_order": "dynamic",
+        "reference": "first",
+        "producer_registers": 40,
+        "consumer_registers": 232,
+    }
+    file = Tunings(target="sm_90a", gpu="a GPU", entries=(entry(tile_kv=160, schedule=one_q_buffer),))
     assert rank(make_spec(), H200, tunings=[file]).tuned is not None
     tight = rank(make_spec("causal", "t5_bias + bias[q, kv] - bias[kv, kv]", **BIAS), H200, tunings=[file])
     assert tight.tuned is None

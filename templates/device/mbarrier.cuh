@@ -21,7 +21,8 @@ struct Barrier {
 
   // As many arrivals at once.
   __device__ __forceinline__ void arrive(uint32_t arrivals) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals)
+                 : "memory");
   }
 
   // Arrives on the barrier at the same address in block `rank` of the cluster.
