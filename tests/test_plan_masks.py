@@ -10,6 +10,7 @@ import pytest
 import sympy
 
 from flashgen.arch import ARCHS
+from flashgen.build import build
 from flashgen.errors import PlanError
 from flashgen.plan import KernelPlan, Sm90Schedule, Workload, plan_from_dict, rank, solve, validate
 from flashgen.plan.constraints import violations
@@ -266,6 +267,18 @@ def test_a_tuning_that_a_score_has_no_registers_for_is_left() -> None:
 
 
 BIAS: dict[str, Any] = {"tensors": {"bias": {"index": ["head", "q", "kv"], "dtype": "bf16"}}}
+
+
+@pytest.mark.compiler
+def test_a_tile_of_one_mma_where_no_other_has_the_registers() -> None:
+    spec = AttentionSpec(
+        name="wide",
+        attention={"heads": 4, "head_dim": 256, "mask": "longformer(30, 5)", "score": "dense_bias"},
+        workload={"batch": 1, "seqlen": 1024},
+    )
+    plan = solve(spec, A100)
+    assert plan.tile_kv == 16
+    assert build(plan, cache=False).resources.spill_bytes == 0
 
 
 def test_plans_of_equal_masks_are_equal() -> None:

@@ -12,6 +12,7 @@ from flashgen.arch import Arch
 from flashgen.errors import PlanError, Problem
 from flashgen.plan.constraints import (
     FAMILIES,
+    MMA_DEPTH,
     PANEL_COLUMNS,
     REGISTER_SPLITS,
     Family,
@@ -110,14 +111,23 @@ def lattice(family: Family, workload: Workload, given: Given) -> Iterator[Tiling
 
 
 def legal(family: Family, workload: Workload, given: Given, arch: Arch) -> Iterator[Tiling]:
-    """The legal points. `tile_kv` runs only up to the bound that the constraints solve to."""
+    """The legal points. `tile_kv` runs only up to the bound that the constraints solve to, in the family's
+    steps; where no tile of a whole step fits, in those of one mma.
+    """
+    for step in dict.fromkeys((TILE_KV_STEP[family.name], MMA_DEPTH)):
+        tilings = list(_legal(family, workload, given, arch, step))
+        if tilings:
+            yield from tilings
+            return
+
+
+def _legal(family: Family, workload: Workload, given: Given, arch: Arch, step: int) -> Iterator[Tiling]:
     head = workload.head
     for stem in _stems(family, workload, given):
         if given.kv is not None:
             axis: tuple[int, ...] | range = (given.kv,)
         else:
             most, _ = largest(family, TILE_KV, stem.values(head, arch))
-            step = TILE_KV_STEP[family.name]
             axis = range(step, int(max(0, min(most, TILE_KV_MAX))) + 1, step)
         for tile_kv in axis:
             tiling = replace(stem, tile_kv=tile_kv)
