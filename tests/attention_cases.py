@@ -207,17 +207,7 @@ CASES = st.builds(
 )
 
 
-def assert_exact(
-    case: Case,
-    o: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    lse_rtol: float = 1e-5,
-    **given: Any,
-) -> None:
+def assert_exact(case: Case, o: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> None:
     """Error against float64 at most twice the same-precision textbook's; lse to fp32 precision.
 
     `given` is what mask and score read, see `Case.given`.
@@ -242,7 +232,7 @@ def assert_exact(
             rounded = 2 * float((textbook_lse[some] - expected_lse[some]).abs().max())
             unit = torch.finfo(q.dtype).eps * float(expected_lse[some].abs().max())
             atol = max(atol, rounded, unit / 8)
-        torch.testing.assert_close(lse[some].double(), expected_lse[some], rtol=lse_rtol, atol=atol)
+        torch.testing.assert_close(lse[some].double(), expected_lse[some], rtol=1e-5, atol=atol)
     empty = ~expected.any(-1)  # with a sink too
     assert not o[empty].any(), f"a row without keys is not zero: {case}"
 

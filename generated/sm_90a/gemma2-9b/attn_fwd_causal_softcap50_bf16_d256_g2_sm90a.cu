@@ -463,7 +463,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     shared.v_full[staged].wait(v_ring.parity);  // empty, that is
     v_ring.advance();
     char *staging = shared.v[staged][0];
-    
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
