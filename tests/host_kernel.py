@@ -65,6 +65,7 @@ inline uint32_t to_bfloat(float x) {
 }
 inline float flushed(float x) { return std::fabs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline float __logf(float x) { return std::log(x); }
+inline float __fmul_rn(float x, float y) { return x * y; }
 WARPS
 inline bool __any_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, vote) != 0; }
 inline bool __all_sync(unsigned lanes, bool vote) { return __ballot_sync(lanes, !vote) == 0; }

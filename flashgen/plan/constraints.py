@@ -312,6 +312,7 @@ class Usage:
         return self.used > 0 and self.allowed > 0 and self.used % self.allowed == 0
 
 
+@lru_cache(maxsize=4096)  # the solver asks about a tiling's limits, footprint and occupancy one by one
 def usage(tiling: Tiling, head: Head, arch: Arch) -> tuple[Usage, ...]:
     """Every constraint of the tiling's family, in numbers."""
     values = tiling.values(head, arch)

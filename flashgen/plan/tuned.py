@@ -55,6 +55,8 @@ _SCHEDULES: Mapping[str, type[Sm80Schedule] | type[Sm90Schedule]] = {
     "sm80": Sm80Schedule,
     "sm90": Sm90Schedule,
 }
+# Built once: pydantic takes milliseconds for each.
+_CHECKED = {family: TypeAdapter(kind) for family, kind in _SCHEDULES.items()}
 
 
 class TuningWarning(UserWarning):
@@ -99,7 +101,7 @@ class Tuned(_Record):
         kind = _SCHEDULES[self.family]
         if unknown := self.schedule.keys() - {f.name for f in fields(kind)}:
             raise ValueError(f"family {self.family} has no schedule field {', '.join(sorted(unknown))}")
-        TypeAdapter(kind).validate_json(json.dumps(self.schedule), strict=True)
+        _CHECKED[self.family].validate_json(json.dumps(self.schedule), strict=True)
         return self
 
     @property

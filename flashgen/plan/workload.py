@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from sympy import Piecewise
@@ -85,7 +86,7 @@ class Workload:
             sink=attention.sink,
         )
 
-    @property
+    @cached_property
     def head(self) -> Head:
         """What the constraints depend on."""
         group = self.heads_q // self.heads_kv
@@ -99,7 +100,7 @@ class Workload:
         head = self.head
         return head.closed_form and not head.elementwise and self.dtype != "fp16"
 
-    @property
+    @cached_property
     def coverage(self) -> Coverage:
         """The mask over this workload's scores."""
         return Coverage(

@@ -57,9 +57,12 @@ def _found(expr: sympy.Basic, kind: _Kind, inputs: _Inputs) -> _Call | None:
     """The entry of at most one parameter that an expression equals, the parameter being a part of it."""
     wanted = _ordered(expr)
     candidates = _numbers(expr) | _numbers(wanted) | (expr.free_symbols - set(SCORE_VARIABLES.values()))
+    reads = {read.func.__name__ for read in expr.atoms(AppliedUndef)}
     for entry in GALLERY.values():
         if entry.kind != kind or len(entry.parameters) > 1 or entry.sink:
             continue
+        if not reads.issuperset(tensor.name for tensor in entry.tensors):
+            continue  # most, unread: reading a formula takes sympy tens of milliseconds
         try:
             formula, parameter = _formula(entry, inputs)
         except SpecError:

@@ -48,16 +48,11 @@ struct CappedSoftmax : OnlineSoftmax {
     }
     if (__all_sync(0xffffffff, small)) {
       float slope[3];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;
+      of_polynomial(cap, slope);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float y = s[j][e] * s[j][e];
-          s[j][e] =
-              exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[e / 2]));
-        }
+        for (int e = 0; e < 4; ++e) s[j][e] = by_polynomial(s[j][e], slope, reference[e / 2]);
       }
       add(s, correction);  // in either branch: beside the exponentials, not after them
     } else {
@@ -66,7 +61,7 @@ struct CappedSoftmax : OnlineSoftmax {
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float p = exp2_approx(fmaf(a, tanh_approx(cap.k * s[j][e]), -reference[e / 2]));
+          const float p = by_tanh(s[j][e], a, cap.k, reference[e / 2]);
           s[j][e] = s[j][e] == negative_infinity() ? 0.0f : p;
         }
       }
@@ -84,24 +79,18 @@ struct CappedSoftmax : OnlineSoftmax {
     }
     if (__all_sync(0xffffffff, cap.is_near_zero(largest))) {
       float slope[3];
-#pragma unroll
-      for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;
+      of_polynomial(cap, slope);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          const float y = s[j][e] * s[j][e];
-          s[j][e] = exp2_approx(fmaf(s[j][e], fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference[r]));
-        }
+        for (int e = 2 * r; e < 2 * r + 2; ++e) s[j][e] = by_polynomial(s[j][e], slope, reference[r]);
       }
     } else {
       const float a = cap.a * kLog2e;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          s[j][e] = exp2_approx(fmaf(a, tanh_approx(cap.k * s[j][e]), -reference[r]));
-        }
+        for (int e = 2 * r; e < 2 * r + 2; ++e) s[j][e] = by_tanh(s[j][e], a, cap.k, reference[r]);
       }
     }
   }
@@ -112,5 +101,20 @@ struct CappedSoftmax : OnlineSoftmax {
     for (int r = 0; r < 2; ++r) {
       if (maximum[r] != negative_infinity()) maximum[r] = reference[r] / kLog2e;
     }
+  }
+
+ private:
+  __device__ __forceinline__ static void of_polynomial(const ScaledTanh &cap, float (&slope)[3]) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;
+  }
+
+  __device__ __forceinline__ static float by_polynomial(float s, const float (&slope)[3], float reference) {
+    const float y = s * s;
+    return exp2_approx(fmaf(s, fmaf(y, fmaf(y, slope[2], slope[1]), slope[0]), -reference));
+  }
+
+  __device__ __forceinline__ static float by_tanh(float s, float a, float k, float reference) {
+    return exp2_approx(fmaf(a, tanh_approx(k * s), -reference));
   }
 };

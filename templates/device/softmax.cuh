@@ -57,8 +57,9 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       // A row with no kept key yet has maximum -inf; relative to 0 its exponentials are 0 instead of NaN.
-      reference[r] = Mask::value && m[r] == negative_infinity() ? 0.0f : m[r] * scale_log2;
-      correction[r] = exp2_approx(fmaf(maximum[r], scale_log2, -reference[r]));
+      reference[r] = Mask::value && m[r] == negative_infinity() ? 0.0f : __fmul_rn(m[r], scale_log2);
+      // Both products rounded, not fused: a maximum that stays gives exactly 1, and nothing drifts over the keys.
+      correction[r] = exp2_approx(__fmul_rn(maximum[r], scale_log2) - reference[r]);
       maximum[r] = m[r];
     }
   }
