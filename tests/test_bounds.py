@@ -29,8 +29,13 @@ def prover(steps: int = 500) -> Prover:
     return Prover({CHUNK: 1, SINCE: -3}, ["doc"], Budget(steps))
 
 
+def reader() -> ConditionReader:
+    """Of rows and keys anywhere."""
+    return ConditionReader(prover(), prover())
+
+
 def read(text: str) -> object:
-    return ConditionReader(prover()).read(sympy.to_nnf(condition(text), simplify=False))
+    return reader().read(sympy.to_nnf(condition(text), simplify=False))
 
 
 @pytest.mark.parametrize(
@@ -74,10 +79,10 @@ def test_a_comparison_is_read_as_keys(text: str, tree: object) -> None:
 
 
 def test_sorted_tensors_are_searched() -> None:
-    reader = ConditionReader(prover())
-    reader.read(condition("doc[kv] == doc[q]"))
+    found = reader()
+    found.read(condition("doc[kv] == doc[q]"))
     doc = DOC.function
-    assert {(s.read, s.relation, s.value) for s in reader.searches.values()} == {
+    assert {(s.read, s.relation, s.value) for s in found.searches.values()} == {
         (doc(BATCH, KV), ">=", doc(BATCH, Q)),
         (doc(BATCH, KV), ">", doc(BATCH, Q)),
     }

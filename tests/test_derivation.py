@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import sympy
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mask_truth import assert_derived
 from sympy import ITE, And, Eq, Max, Min, Ne, Not, Or, Piecewise, floor
 
+from flashgen.plan.tiles import Align, row_shift
 from flashgen.spec.bounds import RowBounds
 from flashgen.spec.derivation import MAX_SEGMENTS, MaskDerivation, derive_mask, prepared_bounds
 from flashgen.spec.expression import Kind, parse_expression
@@ -39,8 +41,8 @@ def condition(text: str) -> sympy.Basic:
     return parse_expression(text, names=names, tensors=tensors, expect=Kind.BOOLEAN)
 
 
-def derive(expr: sympy.Basic) -> MaskDerivation:
-    return derive_mask(expr, inputs=INPUTS, runtime=RUNTIME)
+def derive(expr: sympy.Basic, align: Align = "bottom_right") -> MaskDerivation:
+    return derive_mask(expr, align=align, inputs=INPUTS, runtime=RUNTIME)
 
 
 def near(elements: list[int], position: int) -> int:
@@ -68,11 +70,12 @@ def values(batch: int, head: int, chunk: int, size: int) -> dict[str, Any]:
 SITUATIONS = [values(0, 0, 1, 0), values(1, 1, 3, 2), values(0, 3, 4, 7), values(1, 2, 100, 1)]
 
 
-def assert_exact(
-    expr: sympy.Basic, derived: MaskDerivation, lengths: list[tuple[int, int]] = LENGTHS
-) -> None:
-    for (seqlen_q, seqlen_kv), known in product(lengths, SITUATIONS):
-        for start in {0, seqlen_kv - seqlen_q}:  # top_left, bottom_right
+def assert_exact(expr: sympy.Basic, lengths: Sequence[tuple[int, int]] = LENGTHS) -> None:
+    """With the rows where either alignment has them."""
+    for align in get_args(Align):
+        derived = derive(expr, align)
+        for (seqlen_q, seqlen_kv), known in product(lengths, SITUATIONS):
+            start = row_shift(align, seqlen_q, seqlen_kv)
             assert_derived(expr, derived, range(start, start + seqlen_q), seqlen_q, seqlen_kv, known)
 
 
@@ -109,7 +112,41 @@ def test_one_interval(text: str, first: object, last: object) -> None:
     ends = (None if end is None else sympy.sympify(end) for end in (first, last))
     assert (derived.route, derived.segments) == ("bounds", (RowBounds(*ends),))
     assert derived.residual == sympy.true and derived.ranges is None
-    assert_exact(condition(text), derived)
+    assert_exact(condition(text))
+
+
+@pytest.mark.parametrize("align", get_args(Align))
+@pytest.mark.parametrize(
+    ("text", "bottom_right", "top_left"),
+    [
+        ("kv % 8 < 8", True, True),
+        ("(q + kv) % 3 >= 0 and kv <= seqlen_kv", True, True),
+        ("kv // 4 * 4 <= kv and kv % chunk < chunk", True, True),
+        ("q >= seqlen_kv - seqlen_q", True, None),  # q_index >= 0
+        ("q < seqlen_kv", True, None),
+        ("q >= 0", None, True),
+        ("q < seqlen_q", None, True),
+        ("q - kv < seqlen_kv", True, None),
+        ("q - kv < seqlen_q", None, True),
+        ("abs(kv - seqlen_kv) > 0", True, True),
+        ("where(q % 2 == 0, kv, 0) >= 0", True, True),
+        ("kv % 8 == 8 or kv < 0", False, False),
+        ("kv % 8 != 9", True, True),
+        ("kv % 8 < 7", None, None),
+        ("kv > 0", None, None),
+    ],
+)
+def test_what_holds_of_all_scores_costs_nothing(
+    text: str, bottom_right: bool | None, top_left: bool | None, align: Align
+) -> None:
+    whole = {True: (RowBounds(None, None),), False: (RowBounds(None, sympy.S.NegativeOne),)}
+    expected = bottom_right if align == "bottom_right" else top_left
+    derived = derive(condition(text), align)
+    if expected is None:
+        assert derived.segments not in whole.values() or derived.residual != sympy.true
+    else:
+        assert derived == MaskDerivation("bounds", whole[expected])
+    assert_exact(condition(text))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +172,7 @@ def test_one_interval(text: str, first: object, last: object) -> None:
 def test_a_few_intervals(text: str, count: int) -> None:
     derived = derive(condition(text))
     assert (derived.route, len(derived.segments)) == ("bounds", count)
-    assert_exact(condition(text), derived)
+    assert_exact(condition(text))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +192,7 @@ def test_sorted_tensors_are_ranges(text: str) -> None:
     derived = derive(condition(text))
     assert derived.route == "ranges" and derived.ranges is not None and derived.over == {"batch"}
     assert derived.segments == (prepared_bounds(derived.over),)
-    assert_exact(condition(text), derived)
+    assert_exact(condition(text))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +225,7 @@ def test_all_else_is_a_map(text: str, first: object, last: object) -> None:
     derived = derive(condition(text))
     ends = (None if end is None else sympy.sympify(end) for end in (first, last))
     assert (derived.route, derived.segments) == ("map", (RowBounds(*ends),))
-    assert_exact(condition(text), derived)
+    assert_exact(condition(text))
 
 
 def test_the_residual_is_what_the_hull_does_not_say() -> None:
@@ -225,7 +262,7 @@ def test_every_condition_has_a_route_in_a_second(text: str) -> None:
     derived = derive(expr)
     assert time.process_time() - start < 1
     assert len(derived.segments) <= MAX_SEGMENTS
-    assert_exact(expr, derived, [(7, 7)])
+    assert_exact(expr, [(7, 7)])
 
 
 def test_the_floor_of_a_root_is_not_taken_for_the_root() -> None:
@@ -309,13 +346,19 @@ conditions = st.recursive(
 
 
 @settings(max_examples=250, deadline=None)
-@given(expr=conditions, lengths=st.sampled_from(LENGTHS), situation=st.sampled_from(SITUATIONS))
+@given(
+    expr=conditions,
+    lengths=st.sampled_from(LENGTHS),
+    situation=st.sampled_from(SITUATIONS),
+    align=st.sampled_from(get_args(Align)),
+)
 def test_random_conditions_are_exact(
-    expr: sympy.Basic, lengths: tuple[int, int], situation: dict[str, Any]
+    expr: sympy.Basic, lengths: tuple[int, int], situation: dict[str, Any], align: Align
 ) -> None:
     seqlen_q, seqlen_kv = lengths
-    rows = range(min(0, seqlen_kv - seqlen_q) - 2, seqlen_kv + 3)
-    assert_derived(expr, derive(expr), rows, seqlen_q, seqlen_kv, situation)
+    start = row_shift(align, seqlen_q, seqlen_kv)
+    rows = range(start, start + seqlen_q)
+    assert_derived(expr, derive(expr, align), rows, seqlen_q, seqlen_kv, situation)
 
 
 @settings(max_examples=60, deadline=None)
@@ -332,4 +375,4 @@ def test_affine_windows_are_all_derived(
     expr = And(less(a * Q + c, b * KV), less(e * KV, d * Q + f))
     derived = derive(expr)
     assert derived.route == "bounds" and len(derived.segments) == 1
-    assert_derived(expr, derived, range(-5, 12), 9, 8, SITUATIONS[0])
+    assert_derived(expr, derived, range(-1, 8), 9, 8, SITUATIONS[0])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import sympy
-from sympy import Expr, Max, Min, Piecewise, S
+from sympy import Eq, Expr, Ge, Gt, Le, Lt, Max, Min, Piecewise, S
 from sympy.core.function import AppliedUndef
 from sympy.functions.elementary.piecewise import ExprCondPair
 from sympy.logic.boolalg import BooleanAtom
@@ -133,14 +133,20 @@ class Prover:
 
     `least` holds the least values of runtime integers. `sorted_reads` are the names of tensors that are
     nondecreasing along their last axis. Lengths and the numbers of batch and head are never negative.
+    `extremes`: the first and last value of symbols that are bounded by others, of which nothing is known else.
     """
 
     def __init__(
-        self, least: Mapping[sympy.Symbol, int], sorted_reads: Iterable[str], budget: Budget
+        self,
+        least: Mapping[sympy.Symbol, int],
+        sorted_reads: Iterable[str],
+        budget: Budget,
+        extremes: Mapping[sympy.Symbol, tuple[Expr, Expr]] | None = None,
     ) -> None:
         self.budget = budget
         self.sorted_reads = frozenset(sorted_reads)
         self.slopes: dict[sympy.Symbol, int | None] = {}  # of symbols that stand for something else
+        self._extremes = dict(extremes or {})
         self._least = {**dict.fromkeys(_NEVER_NEGATIVE, 0), **least}
         self._shift = {symbol: symbol + value for symbol, value in self._least.items() if value}
 
@@ -188,6 +194,9 @@ class Prover:
                 choices = (*choices, S.Zero)
             proofs = (self._at_least(rest + factor * choice, least) for choice in choices)
             return all(proofs) if isinstance(core, Min) == (coefficient > 0) else any(proofs)
+        for symbol, (first, last) in self._extremes.items():
+            if coefficient := terms.pop(symbol, S.Zero):
+                terms = linear(total(terms) + coefficient * (first if coefficient > 0 else last))
         if self._shift:
             terms = linear(total(terms).xreplace(self._shift))
         constant = terms.pop(S.One, S.Zero)
@@ -212,6 +221,23 @@ class Prover:
             if not known or (exponent < 0 and linear(base).get(S.One, S.Zero) <= 0):
                 return False
         return True
+
+    def settled(self, comparison: sympy.Rel) -> bool | None:
+        """Whether it holds for all that is asked about, or for none of it; None: neither is proven."""
+        a, b = comparison.args
+        match comparison:
+            case Ge() | Gt():
+                a, b = b, a
+        match comparison:
+            case Le() | Ge():
+                holds, fails = self.nonnegative(b - a), self.positive(a - b)
+            case Lt() | Gt():
+                holds, fails = self.positive(b - a), self.nonnegative(a - b)
+            case _:
+                same = self.nonnegative(b - a) and self.nonnegative(a - b)
+                apart = self.positive(b - a) or self.positive(a - b)
+                holds, fails = (same, apart) if isinstance(comparison, Eq) else (apart, same)
+        return True if holds else False if fails else None
 
     # -- growth with q
 

@@ -185,7 +185,7 @@ class Attention(Record):
         """Which keys to visit, and what is left to be tested element by element."""
         from flashgen.spec.derivation import derive_mask
 
-        return derive_mask(self.condition, inputs=self.inputs, runtime=self.runtime)
+        return derive_mask(self.condition, align=self.align, inputs=self.inputs, runtime=self.runtime)
 
 
 def _context(fields: Mapping[str, Any]) -> Context | None:

@@ -16,7 +16,7 @@ from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Min, Ne, Not, Or, Piecewise, S
 from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import Boolean
 
-from flashgen.spec.affine import Prover, branches, ceiling, floor, is_integral, is_whole, linear, total
+from flashgen.spec.affine import Prover, TooManyCasesError, branches, ceiling, floor, is_integral, is_whole, linear, total
 from flashgen.spec.symbols import KV, SEQLEN_KV
 
 
@@ -103,11 +103,13 @@ class ConditionReader:
 
     Understands comparisons that are affine in `kv`, with coefficients that are rational or products of
     runtime integers known to be positive, with min, max, abs, where, ``//`` and ``%``; and comparisons of a
-    sorted tensor's element at `kv` with anything free of kv, which become `searches`.
+    sorted tensor's element at `kv` with anything free of kv, which become `searches`. Comparisons that
+    `of_elements` settles, a prover that knows where scores lie, say nothing.
     """
 
-    def __init__(self, prover: Prover) -> None:
+    def __init__(self, prover: Prover, of_elements: Prover) -> None:
         self.prover = prover
+        self.of_elements = of_elements
         self.searches: dict[tuple[Expr, str, Expr], Search] = {}
 
     def read(self, condition: Boolean) -> Tree:
@@ -138,6 +140,8 @@ class ConditionReader:
 
     def _comparison(self, comparison: sympy.Rel) -> Tree:
         self.prover.budget.spend()
+        if (settled := self._settled(comparison)) is not None:
+            return EVERYTHING if settled else NOTHING
         if choice := self._choice_of_rows(comparison):
             cases = [(comparison.xreplace({choice: value}), test) for value, test in choice.args]
             return self._chosen(cases)
@@ -160,6 +164,12 @@ class ConditionReader:
             case Eq():
                 return AllOf((self.at_most_zero(a - b), self.at_most_zero(b - a)))
         return AnyOf((self.at_most_zero(a - b, strict=True), self.at_most_zero(b - a, strict=True)))
+
+    def _settled(self, comparison: sympy.Rel) -> bool | None:
+        try:
+            return self.of_elements.settled(comparison)
+        except TooManyCasesError:
+            return None
 
     def _choice_of_rows(self, comparison: sympy.Rel) -> Piecewise | None:
         """A `where` that has to be taken apart: one with kv in it, or with a test that rows differ in."""

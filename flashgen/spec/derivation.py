@@ -30,7 +30,7 @@ from flashgen.spec.bounds import (
     Tree,
 )
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
-from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, Q
+from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, KV, SEQLEN_KV, SEQLEN_Q, Q
 from flashgen.spec.values import has_large_integer
 
 Route = Literal["bounds", "ranges", "map"]
@@ -70,17 +70,25 @@ class MaskDerivation:
 
 
 def derive_mask(
-    condition: Boolean, *, inputs: Sequence[TensorInput] = (), runtime: Sequence[RuntimeParameter] = ()
+    condition: Boolean,
+    *,
+    align: Literal["bottom_right", "top_left"] = "bottom_right",
+    inputs: Sequence[TensorInput] = (),
+    runtime: Sequence[RuntimeParameter] = (),
 ) -> MaskDerivation:
     """Find the cheapest route for a mask's condition.
 
-    `inputs` and `runtime` are the tensors and runtime parameters that it may read. Every condition has a
+    `inputs` and `runtime` are the tensors and runtime parameters that it may read; `align` says at which
+    positions the rows are. Every condition has a
     route: what cannot be proven, or not within a budget of steps, goes by the map.
     """
     least = {p.symbol: p.least for p in runtime if p.kind == "int" and p.least is not None}
     sorted_reads = [tensor.name for tensor in inputs if tensor.sorted]
     prover = Prover(least, sorted_reads, Budget(PROOF_STEPS))
-    derivation = _Derivation(prover, ConditionReader(prover), depends_on(condition))
+    last = SEQLEN_KV - 1
+    rows = (last - SEQLEN_Q + 1, last) if align == "bottom_right" else (S.Zero, SEQLEN_Q - 1)
+    of_elements = Prover(least, sorted_reads, Budget(PROOF_STEPS), {Q: rows, KV: (S.Zero, last)})
+    derivation = _Derivation(prover, ConditionReader(prover, of_elements), depends_on(condition))
     normal = sympy.to_nnf(condition, simplify=False)
     try:
         return derivation.intervals(normal)

@@ -37,7 +37,9 @@ from flashgen.spec.values import (
     misfit,
 )
 
-MAX_CHOICES = 16  # arguments of min, max, abs and where in all: their combinations multiply
+# Arguments of min, max, abs and where: in one comparison or score, where their combinations multiply, and in all.
+MAX_CHOICES = 16
+MAX_CHOICES_IN_ALL = 48
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Reading:
     `tensors` are those that entries of the gallery brought along, `integers` the symbols that stood where
     only an integer may, `sink` whether an entry asks for one, `named` the entries where the text is nothing
     else, `mentioned` the parameters and tensors that stand in it, though they may cancel. The counts are held
-    to the language's limits.
+    to the language's limits; `choices` starts anew in each comparison that is part of no other (`enclosed`).
     """
 
     expr: sympy.Basic = S.Zero
@@ -67,6 +69,8 @@ class Reading:
     nodes: int = 0
     comparisons: int = 0
     choices: int = 0
+    choices_in_all: int = 0
+    enclosed: int = 0
 
 
 _INSTEAD: Mapping[type[ast.AST], str] = {
@@ -196,7 +200,14 @@ class Operations(ABC):
         return value
 
     def numeric(self, node: ast.expr, depth: int) -> Value:
-        return self.number(node, self.visit(node, depth + 1))
+        return self.number(node, self.within(node, depth))
+
+    def within(self, node: ast.expr, depth: int) -> Value:
+        """A part whose choices multiply with those around it."""
+        self.reading.enclosed += 1
+        value = self.visit(node, depth + 1)
+        self.reading.enclosed -= 1
+        return value
 
     def number(self, node: ast.expr, value: Value) -> Value:
         if value.kind is Kind.BOOLEAN:
@@ -204,7 +215,9 @@ class Operations(ABC):
         return value
 
     def condition(self, node: ast.expr, depth: int) -> Value:
-        value = self.visit(node, depth + 1)
+        return self.truth(node, self.visit(node, depth + 1))
+
+    def truth(self, node: ast.expr, value: Value) -> Value:
         if value.kind is not Kind.BOOLEAN:
             self.fail_at(node, f"expected a condition, but this is {value.kind.value}")
         return value
@@ -222,7 +235,12 @@ class Operations(ABC):
 
     def comparison(self, node: ast.Compare, depth: int) -> Value:
         operands = [node.left, *node.comparators]
-        values = self.compared(operands, [self.visit(operand, depth + 1) for operand in operands])
+        outside = self.reading.choices
+        if not self.reading.enclosed:
+            self.reading.choices = 0
+        values = self.compared(operands, [self.within(operand, depth) for operand in operands])
+        if not self.reading.enclosed:
+            self.reading.choices = outside
         parts = []
         for op, a, b, right in zip(node.ops, values, values[1:], operands[1:], strict=False):
             if type(op) not in COMPARISONS:
@@ -314,8 +332,12 @@ class Operations(ABC):
     def choose(self, node: ast.expr, count: int) -> None:
         """Counts the arguments of min, max, abs and where."""
         self.reading.choices += count
+        self.reading.choices_in_all += count
+        functions = "min, max, abs and where have more than"
         if self.reading.choices > MAX_CHOICES:
-            self.fail_at(node, f"min, max, abs and where have more than {MAX_CHOICES} arguments in all")
+            self.fail_at(node, f"{functions} {MAX_CHOICES} arguments in one comparison or score")
+        if self.reading.choices_in_all > MAX_CHOICES_IN_ALL:
+            self.fail_at(node, f"{functions} {MAX_CHOICES_IN_ALL} arguments in all")
 
     def function(self, node: ast.Call, name: str, values: Sequence[Value]) -> Value:
         exprs = [value.expr for value in values]
@@ -334,8 +356,8 @@ class Operations(ABC):
         return Value(chosen, kind, choose(numbers) if constant else None)
 
     def where(self, node: ast.Call, depth: int) -> Value:
-        test = self.condition(node.args[0], depth)
-        then, otherwise = (self.visit(argument, depth + 1) for argument in node.args[1:])
+        test = self.truth(node.args[0], self.within(node.args[0], depth))
+        then, otherwise = (self.within(argument, depth) for argument in node.args[1:])
         if (then.kind is Kind.BOOLEAN) != (otherwise.kind is Kind.BOOLEAN):
             kinds = f"{then.kind.value} on one side and {otherwise.kind.value} here"
             self.fail_at(node.args[2], f"where() has {kinds}")
