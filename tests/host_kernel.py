@@ -220,7 +220,12 @@ class HostKernel:
         for name in [
             n for n, part in (("score", self.elements.score), ("mask", self.elements.listed)) if part
         ]:
-            body = f"apply_{name}(s, params{self.elements.terms}, q, q + 8, kv_begin);"
+            kind = "score" if name == "score" else "keep"
+            queries = self.elements.score_queries if kind == "score" else self.elements.keep_queries
+            body = f"apply_{name}(s, params{self.elements.terms}{queries}, q, q + 8, kv_begin);"
+            if queries:
+                of = [f"{kind}_query(params{self.elements.terms}, {row})" for row in ("q", "q + 8")]
+                body = f"const {kind.capitalize()}Query {kind}_queries[2] = {{{', '.join(of)}}}; {body}"
             if name == "score" and self.capped:
                 body = _CAPPED.replace("CAP", f"{self.elements.score.tanh}")
             driver = _DRIVERS.replace("void score", f"void {name}_tile")

@@ -353,6 +353,24 @@ print(time.process_time() - started, "cupy" in sys.modules)
     assert min(float(seconds) for seconds, _ in told[1:]) < 0.1
 
 
+@pytest.mark.compiler
+def test_threads_may_compile_first_at_the_same_time() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from flashgen.build.nvrtc import compile_to_cubin
+from flashgen.codegen import Source
+source = Source("k", 'extern "C" __global__ void k() {}', {})
+together = Barrier(8)
+def first(_):
+    together.wait()
+    return compile_to_cubin(source, ("-arch=sm_80",)).binary
+with ThreadPoolExecutor(8) as threads:
+    assert len(set(threads.map(first, range(8)))) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.fixture
 def remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A library that is loaded, and remembered to be NVRTC 1."""

@@ -319,13 +319,11 @@ def test_doctor_says_how_to_get_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     from flashgen.build import nvrtc
 
-    nvrtc._nvrtc.cache_clear()
-    nvrtc.compiler_id.cache_clear()
+    nvrtc._loaded.cache_clear()
     try:
         result = call("doctor")
     finally:
-        nvrtc._nvrtc.cache_clear()
-        nvrtc.compiler_id.cache_clear()
+        nvrtc._loaded.cache_clear()
     assert result.exit_code == 1
     assert "missing" in result.stdout
     assert "pip install 'flashgen[cuda13]'" in result.stdout

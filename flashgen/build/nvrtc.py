@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from flashgen.build.elf import whole
@@ -31,6 +32,7 @@ _WHERE_KNOWN = (
     "--no-cache",  # since 12.9 NVRTC keeps compilations on disk, and tells nothing of the resources on a hit
     "-frandom-seed=1",  # otherwise names in anonymous namespaces hold the process and the time
 )
+_loading = Lock()
 _refused: set[str] = set()  # of these, by the NVRTC that is loaded: it is too old for them
 
 
@@ -108,22 +110,13 @@ def diagnostics(log: str) -> Iterator[Problem]:
             yield Problem(f"ptxas: {match['message']}")
 
 
-@cache
 def compiler_id() -> str:
     """The compiler's own name for itself, down to the build: it heads every PTX file that it writes.
 
     `nvrtcVersion` knows only major and minor, too coarse for a cache key.
     """
-    nvrtc = _nvrtc()
-    program = nvrtc.createProgram("", "version.cu", [], [])
-    try:
-        nvrtc.compileProgram(program, ["-arch=compute_80"])
-        banner = nvrtc.getPTX(program).decode(errors="replace")
-    finally:
-        nvrtc.destroyProgram(program)
-    return " ".join(
-        line.removeprefix("//").strip() for line in banner.splitlines() if line.startswith("// C")
-    )
+    with _loading:
+        return _loaded()[1]
 
 
 @cache
@@ -153,8 +146,17 @@ def _header_candidates() -> Iterator[Path]:
     yield Path("/usr/local/cuda/include")
 
 
-@cache
 def _nvrtc() -> Any:
+    """CuPy's bindings. Raises `BuildError` where they, or NVRTC itself, cannot be loaded."""
+    with _loading:
+        return _loaded()[0]
+
+
+@cache
+def _loaded() -> tuple[Any, str]:
+    """The bindings and `compiler_id`, for one thread at a time: the first compilation loads NVRTC's builtins,
+    and one beside it fails, as if they were not installed.
+    """
     hint = "pip install 'flashgen[cuda13]', or 'flashgen[cuda12]' for drivers older than 580"
     try:
         from cupy.cuda import nvrtc
@@ -168,7 +170,14 @@ def _nvrtc() -> Any:
         Exception
     ) as error:  # CuPy raises RuntimeError or its pathfinder's own error when the library is missing
         raise BuildError(f"NVRTC cannot be loaded: {error}", hint=hint) from None
-    return nvrtc
+    program = nvrtc.createProgram("", "version.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, ["-arch=compute_80"])
+        banner = nvrtc.getPTX(program).decode(errors="replace")
+    finally:
+        nvrtc.destroyProgram(program)
+    names = (line.removeprefix("//").strip() for line in banner.splitlines() if line.startswith("// C"))
+    return nvrtc, " ".join(names)
 
 
 __all__ = ["Compilation", "compile_to_cubin", "compiler_id", "diagnostics", "options", "toolkit_headers"]

@@ -17,6 +17,7 @@ from flashgen.codegen.levels import (
     TANH,
     Inlined,
     Kind,
+    Level,
     Levels,
     Scope,
     distance_only,
@@ -29,10 +30,10 @@ from flashgen.codegen.parts import (
     Function,
     Keep,
     Ranges,
-    Row,
     Score,
     Search,
     Segment,
+    Shared,
 )
 from flashgen.codegen.reads import C_TYPES, Reads
 from flashgen.codegen.reals import ElementPrinter
@@ -40,7 +41,7 @@ from flashgen.plan.model import KernelPlan
 from flashgen.spec import derivation
 from flashgen.spec.affine import is_whole
 from flashgen.spec.bounds import RowBounds
-from flashgen.spec.functions import sigmoid
+from flashgen.spec.functions import COSTLY
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q
@@ -48,10 +49,10 @@ from flashgen.spec.symbols import KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q
 PREPARE_THREADS = {"map": 512, "ranges": 128}
 """Threads of a block of the preparation kernel."""
 
-_COSTLY = (AppliedUndef, sympy.tanh, sympy.exp, sympy.log, sigmoid, sympy.Pow, sympy.floor)
 _PARAMETERS = (  # of a printed function, by what its text holds
     (r"\bparams\b", "const AttentionParams &params"),
     (r"\bterms\b", "const HeadTerms &terms"),
+    (r"\bquery\b", "const {query} &query"),
     (r"\brow\b", "const {row} &row"),
     (r"\bs\b", "float s"),
     (r"\bt\b", "float t"),
@@ -92,8 +93,10 @@ class _Build:
         """What was needed more than once."""
         return frozenset(key for levels in self._levels for key, uses in levels.uses.items() if uses > 1)
 
-    def _printer(self, head: Scope, row: Scope, *, pairs: bool = False) -> ElementPrinter:
-        levels = Levels(head, row, self._repeated)
+    def _printer(
+        self, head: Scope, query: Scope, row: Scope, *, pairs: bool = False
+    ) -> ElementPrinter:
+        levels = Levels(head, query, row, self._repeated)
         self._levels.append(levels)
         plan = self._plan
         reads = Reads(plan.tensors, align=plan.align, pairs=pairs)
@@ -105,7 +108,7 @@ class _Build:
         printer: ElementPrinter,
         name: str,
         returns: Kind,
-        row: str,
+        kind: str,
         expr: sympy.Basic,
         diagonals: tuple[Diagonal, ...] = (),
     ) -> Function:
@@ -115,7 +118,9 @@ class _Build:
         text = " ".join([result, *(value.text for value in variables)])
         text = re.sub(r"\.\w+", "", text)  # members are no parameters
         parameters = [
-            declaration.format(row=row) for pattern, declaration in _PARAMETERS if re.search(pattern, text)
+            declaration.format(query=f"{kind}Query", row=f"{kind}Row")
+            for pattern, declaration in _PARAMETERS
+            if re.search(pattern, text)
         ]
         parameters += [
             f"{diagonal.function.returns} {diagonal.name}"
@@ -125,22 +130,23 @@ class _Build:
         return Function(name, returns, tuple(parameters), variables, result)
 
     def _score(self) -> Score:
-        printer = self._printer(self._head, Scope("row."), pairs=True)
+        printer = self._printer(self._head, Scope("query."), Scope("row."), pairs=True)
         expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
         argument, tanh, element, capped = None, None, None, False
         if (split := _split_tanh(expr)) is not None:
             inner, slope, factor, expr = split
             if inner != PRODUCT:
-                argument = self._function(printer, "score_argument", "float", "ScoreRow", inner, diagonals)
+                argument = self._function(printer, "score_argument", "float", "Score", inner, diagonals)
             with printer.levels.inside("head"):
                 text = f"scaled_tanh({printer.value(factor, 'float')}, {printer.value(slope, 'float')})"
             tanh = self._head.export("ScaledTanh", text, "bend")
             capped = inner == PRODUCT and expr == TANH and _is_positive(slope * factor)
         if expr != TANH:
-            element = self._function(printer, "score_element", "float", "ScoreRow", expr, diagonals)
+            element = self._function(printer, "score_element", "float", "Score", expr, diagonals)
         return Score(
             text=to_text(self._plan.score.expr),
-            row=_row(printer),
+            query=_of_level(printer, "query"),
+            row=_of_level(printer, "row"),
             pairs=tuple(pointer.removeprefix("row.") for pointer in printer.reads.paired),
             argument=argument,
             tanh=tanh,
@@ -158,7 +164,7 @@ class _Build:
             whole: Kind = "int64_t" if printer.extents.wide(part) else "int"
             kind: Kind = whole if is_whole(part) else "float"
             printer.least_column = -8  # of the row above: see parts.Diagonal
-            function = self._function(printer, f"score_{name}", kind, "ScoreRow", part)
+            function = self._function(printer, f"score_{name}", kind, "Score", part)
             printer.least_column = 0
             diagonals.append(Diagonal(name, function))
             symbol = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
@@ -168,17 +174,22 @@ class _Build:
         return expr, tuple(diagonals)
 
     def _keep(self) -> Keep:
-        printer = self._printer(self._head, Scope("row."))
+        printer = self._printer(self._head, Scope("query."), Scope("row."))
         residual = self._plan.mask.derivation.residual
-        element = self._function(printer, "keep_element", "bool", "KeepRow", levelled(residual))
-        return Keep(text=to_text(residual), row=_row(printer), element=element)
+        element = self._function(printer, "keep_element", "bool", "Keep", levelled(residual))
+        return Keep(
+            text=to_text(residual),
+            query=_of_level(printer, "query"),
+            row=_of_level(printer, "row"),
+            element=element,
+        )
 
     def _segment(self, head: Scope, bounds: RowBounds) -> Segment:
         ends = (None if end is None else self._end(head, end) for end in (bounds.first, bounds.last))
         return Segment(*ends)
 
     def _end(self, head: Scope, end: Expr) -> str:
-        printer = self._printer(head, Inlined("row."))
+        printer = self._printer(head, Inlined(""), Inlined(""))
         printer.row_leaves |= {SEQLEN_Q: "seqlen_q", SEQLEN_KV: "seqlen_kv"}
         with printer.levels.inside("row"):
             return printer.clamped(end, "int")
@@ -198,9 +209,9 @@ class _Build:
         return Ranges(tuple(head.values.values()), searches, interval)
 
 
-def _row(printer: ElementPrinter) -> Row:
-    scope = printer.levels.scopes["row"]
-    return Row(tuple(scope.values.values()), tuple(scope.members.values()))
+def _of_level(printer: ElementPrinter, level: Level) -> Shared:
+    scope = printer.levels.scopes[level]
+    return Shared(tuple(scope.values.values()), tuple(scope.members.values()))
 
 
 def _is_positive(factor: Expr) -> bool:
@@ -238,7 +249,7 @@ def _diagonals(expr: Expr) -> list[Expr]:
     """The largest parts that cost something for each element and depend on q and kv only through q - kv."""
     if level_of(expr) != "element":
         return []
-    costly = any(level_of(node) == "element" for node in expr.atoms(*_COSTLY))
+    costly = any(level_of(node) == "element" for node in expr.atoms(*COSTLY))
     if costly and isinstance(expr, Expr) and not expr.has(PRODUCT) and distance_only(expr):
         return [expr]
     found: list[Expr] = []

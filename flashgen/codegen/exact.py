@@ -190,7 +190,7 @@ class LevelPrinter(IntegerPrinter):
     # -- integers and booleans
 
     def _print_Symbol(self, expr: sympy.Symbol) -> str:
-        if self.levels.at == "row" and expr in self.row_leaves:
+        if self.levels.at in ("query", "row") and expr in self.row_leaves:
             return self.row_leaves[expr]
         if expr in self.leaves:
             return self.leaves[expr]

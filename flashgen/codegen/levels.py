@@ -1,7 +1,8 @@
-"""Where the parts of an expression are computed: once per head, once per row of a tile, or for each element.
+"""Where the parts of an expression are computed: once per head, per query, per row of a tile, or per element.
 
 An element stands at ``kv + c``: `kv` is the position of a thread's first column, `c` the offset from it,
-which the compiler knows once the loop is unrolled. What an inner level needs of an outer one is a member of
+which the compiler knows once the loop is unrolled. What a query has without its keys is kept through the loop
+over them where it costs something; adding two numbers again takes no register. What an inner level needs of an outer one is a member of
 the outer one's struct; what a level needs twice is a variable.
 """
 
@@ -21,12 +22,13 @@ from sympy.core.relational import Relational
 
 from flashgen.codegen.identifiers import identifier
 from flashgen.codegen.printer import bracketed
+from flashgen.spec.functions import COSTLY
 from flashgen.spec.symbols import KV, SCALE, SCORE, Q
 
-Level = Literal["constant", "head", "row", "element"]
+Level = Literal["constant", "head", "query", "row", "element"]
 Kind = Literal["int", "int64_t", "float", "bool"]
 
-LEVELS: tuple[Level, ...] = ("constant", "head", "row", "element")
+LEVELS: tuple[Level, ...] = ("constant", "head", "query", "row", "element")
 
 # Symbols of the printer, whose names no expression can hold; they print without the stroke but for the first.
 FIRST_KV = sympy.Symbol("kv'", integer=True)  # position of the thread's first column
@@ -48,8 +50,10 @@ def level_of(expr: sympy.Basic) -> Level:
     free = expr.free_symbols
     if any(symbol.name.endswith("'") and symbol != FIRST_KV for symbol in free):
         return "element"
-    if Q in free or FIRST_KV in free or any(symbol.name.startswith(FOUND) for symbol in free):
+    if FIRST_KV in free or any(symbol.name.startswith(FOUND) for symbol in free):
         return "row"
+    if Q in free:
+        return "query" if any(part.has(Q) for part in expr.atoms(*COSTLY)) else "row"
     return "head" if free or expr.has(AppliedUndef) else "constant"
 
 
@@ -67,7 +71,7 @@ class Value:
 class Scope:
     """The values of one level, in the order in which they are computed."""
 
-    prefix: str  # of its members, where an inner level reads them: "terms.", "row."
+    prefix: str  # of its members, where an inner level reads them: "terms.", "query.", "row."
     values: dict[tuple[str, str], Value] = field(default_factory=dict)
     members: dict[str, Value] = field(default_factory=dict)
 
@@ -99,6 +103,8 @@ class Inlined(Scope):
     def define(self, type: str, text: str, hint: str, about: str = "") -> str:
         return bracketed(text)
 
+    export = define
+
 
 class Levels:
     """The scopes of the functions that a mask or a score prints, and the level that is being printed.
@@ -107,9 +113,13 @@ class Levels:
     """
 
     def __init__(
-        self, head: Scope, row: Scope, repeated: frozenset[tuple[sympy.Basic, Kind]] = frozenset()
+        self,
+        head: Scope,
+        query: Scope,
+        row: Scope,
+        repeated: frozenset[tuple[sympy.Basic, Kind]] = frozenset(),
     ) -> None:
-        self.scopes: dict[Level, Scope] = {"head": head, "row": row, "element": Scope("")}
+        self.scopes: dict[Level, Scope] = {"head": head, "query": query, "row": row, "element": Scope("")}
         self.at: Level = "element"
         self.repeated = repeated
         self.uses: Counter[tuple[sympy.Basic, Kind]] = Counter()
@@ -129,6 +139,10 @@ class Levels:
             yield
         finally:
             self.at = before
+
+    def not_below(self, level: Level) -> Level:
+        """`level`, or the one that is being printed where that is further out."""
+        return min(level, self.at, key=LEVELS.index)
 
     def below(self, level: Level) -> bool:
         """Whether `level` is outside of the one that is being printed."""

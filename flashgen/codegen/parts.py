@@ -50,8 +50,8 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The struct of what is known of one row in one tile, and the variables it is computed with."""
+class Shared:
+    """The struct of what elements share, of one query or of one row in one tile, and the variables behind it."""
 
     variables: tuple[Value, ...]
     members: tuple[Value, ...]
@@ -75,7 +75,8 @@ class Score:
     """A score function. Where it holds one tanh of the score, that is computed for all elements at once."""
 
     text: str  # as in the spec
-    row: Row
+    query: Shared
+    row: Shared
     pairs: tuple[str, ...]  # of the row: pointers to what is loaded in pairs of columns where that is aligned
     argument: Function | None  # what a tanh is taken of, but for a factor; None: of Q . K, or there is none
     tanh: str | None  # the `ScaledTanh` of the head
@@ -97,7 +98,7 @@ class Score:
     def call(self, function: Function) -> str:
         """`function` of element e of column tile j."""
         diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
-        return function.call(row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
+        return function.call(query="queries[e / 2]", row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
 
     def diagonals_of(self, function: Function) -> list[Diagonal]:
         """Those that `function` is given."""
@@ -109,7 +110,8 @@ class Keep:
     """What the intervals leave of a mask, to be tested element by element."""
 
     text: str
-    row: Row
+    query: Shared
+    row: Shared
     element: Function
 
 
@@ -164,6 +166,16 @@ class Elements:
         return ", const HeadTerms &terms" if self.head_terms else ""
 
     @property
+    def score_queries(self) -> str:
+        """The argument that hands on what the score knows of a thread's two queries."""
+        return ", score_queries" if self.score is not None and self.score.query.members else ""
+
+    @property
+    def keep_queries(self) -> str:
+        """The same of a mask that is tested element by element."""
+        return ", keep_queries" if self.keep is not None and self.keep.query.members else ""
+
+    @property
     def list_index(self) -> str:
         """Which of the lists of a map is that of `q_tile`, of `q_tiles` for each head that has its own."""
         batch_head = {
@@ -181,8 +193,8 @@ class Elements:
         if score is not None:
             functions += [diagonal.function for diagonal in score.diagonals]
             functions += [function for function in (score.argument, score.element) if function is not None]
-        rows = [part.row for part in (score, self.keep) if part is not None]
-        values = [*self.head_variables, *(value for row in rows for value in row.variables)]
+        shared = [level for part in (score, self.keep) if part is not None for level in (part.query, part.row)]
+        values = [*self.head_variables, *(value for level in shared for value in level.variables)]
         values += [value for function in functions for value in function.variables]
         texts = [self._ends, *(value.text for value in values), *(f.result for f in functions)]
         needed = [
@@ -223,8 +235,8 @@ __all__ = [
     "Function",
     "Keep",
     "Ranges",
-    "Row",
     "Score",
     "Search",
     "Segment",
+    "Shared",
 ]

@@ -14,7 +14,7 @@ from sympy import Expr, S
 from sympy.core.function import AppliedUndef
 
 from flashgen.codegen.identifiers import identifier
-from flashgen.codegen.levels import COLUMN, FIRST_KV, level_of
+from flashgen.codegen.levels import COLUMN, FIRST_KV, LEVELS, Level, level_of
 from flashgen.codegen.printer import bracketed
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.symbols import BATCH, HEAD, HEAD_KV, SEQLEN_KV, SEQLEN_Q, Q
@@ -69,33 +69,38 @@ class Reads:
             return f"read(params.inputs.{identifier(tensor.name)})"
         subscripts = [self._subscript(axis, at) for axis, at in zip(tensor.index, read.args, strict=True)]
         *strided, last = subscripts
-        parts: dict[str, list[str]] = {"head": [], "row": [], "element": []}
+        levels = printer.levels
+        parts: dict[Level, list[str]] = {level: [] for level in LEVELS}
+
+        def level_of_subscript(index: Expr) -> Level:
+            level = levels.not_below(level_of(index))
+            return "head" if level == "constant" else level
+
         for position, subscript in enumerate(strided):
-            level = level_of(subscript.index)
-            level = "head" if level == "constant" else level
-            with printer.levels.inside(level):
+            level = level_of_subscript(subscript.index)
+            with levels.inside(level):
                 index = bracketed(self._clamped(printer, subscript))
                 parts[level].append(f"{index} * {_stride(tensor, position)}")
         walk = self._walk(printer, tensor, last)
         if walk is None:
-            level = level_of(last.index)
-            level = "head" if level == "constant" else level
-            with printer.levels.inside(level):
+            level = level_of_subscript(last.index)
+            with levels.inside(level):
                 parts[level].append(self._clamped(printer, last))
         else:
-            with printer.levels.inside("row"):
+            with levels.inside("row"):
                 start = printer.affine(last.index)
                 assert start is not None
                 parts["row"].append(bracketed(printer.value(start[0], "int")))
         pointer = f"params.inputs.{identifier(tensor.name)}"
         type = f"const {C_TYPES[tensor.dtype]} *"
-        at = printer.levels.at
-        for level in ("head", "row"):
+        at = levels.at
+        outer: tuple[Level, ...] = ("head", "query", "row")
+        for level in outer:
             if parts[level]:
                 pointer = " + ".join([pointer, *parts[level]])
                 if level == at:
                     break
-                pointer = printer.levels.scopes[level].export(type, pointer, tensor.name)
+                pointer = levels.scopes[level].export(type, pointer, tensor.name)
         if at == "element":
             pointer = " + ".join([pointer, *parts["element"]])
         if walk is None:
@@ -103,7 +108,7 @@ class Reads:
         if self._pairs and tensor.dtype in _PAIRED and walk.least is None and not parts["element"]:
             self.paired.setdefault(pointer)
             text = f"read_column<kEdge, kPairs>({pointer}, c, {walk.most})"
-            return printer.levels.scopes[at].define("float", text, tensor.name)
+            return levels.scopes[at].define("float", text, tensor.name)
         return f"read({pointer} {walk.step})"
 
     def _subscript(self, axis: str | int, at: Expr) -> _Subscript:

@@ -13,7 +13,7 @@ import sympy
 from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import BooleanFunction
 
-from flashgen.spec.functions import modulo, sigmoid
+from flashgen.spec.functions import COSTLY, modulo, sigmoid
 from flashgen.spec.symbols import KV, SCORE, Q
 
 DIVISION = 6  # of integers by a constant: a multiplication, shifts, a correction
@@ -67,6 +67,14 @@ def is_capped(expr: sympy.Expr) -> bool:
 def of_condition(condition: sympy.Basic) -> Operations:
     """A condition's that is tested element by element, and of putting -inf where it fails."""
     return _of((condition,)) + Operations(plain=1)
+
+
+@lru_cache(maxsize=512)
+def query_values(expr: sympy.Basic) -> int:
+    """Parts that cost something and are the same for all keys: kernels keep them for each row."""
+    if not expr.has(KV, SCORE):
+        return int(any(part.has(Q) for part in expr.atoms(*COSTLY)))
+    return sum(map(query_values, expr.args))
 
 
 def _of(roots: tuple[sympy.Basic, ...]) -> Operations:
@@ -123,4 +131,4 @@ def _of_node(part: sympy.Basic) -> Operations:
     return Operations(plain=1)
 
 
-__all__ = ["NOTHING", "ROW_REGISTERS", "Operations", "is_capped", "of_condition", "of_score"]
+__all__ = ["NOTHING", "ROW_REGISTERS", "Operations", "is_capped", "of_condition", "of_score", "query_values"]

@@ -107,6 +107,7 @@ class Head:
     element_registers: int = 0  # that score and listed mask take of a thread
     tested_reads: int = 0  # tensors that a listed mask reads at every element
     row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
+    query_values: int = 0  # and numbers that each of a thread's rows keeps through the loop
 
 
 def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple[int, int]:
@@ -164,10 +165,11 @@ class Tiling:
         """Numbers for every symbol; choices that the family does not have are 0."""
         if isinstance(self.schedule, Sm80Schedule):
             base, per_fragment = sm80_overhead(arch, head.dim_qk, self.schedule)
-            base += head.row_registers
+            base += head.row_registers + 2 * head.query_values * (self.tile_q // (16 * self.warps))
             producer = 0
         else:
-            base, per_fragment = SM90_OVERHEAD + SM90_TESTED_READ * head.tested_reads, 0
+            base = SM90_OVERHEAD + SM90_TESTED_READ * head.tested_reads + 2 * head.query_values
+            per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}

@@ -11,7 +11,7 @@ from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
 from flashgen.plan.model import MaskPlan, ScorePlan
-from flashgen.plan.operations import ROW_REGISTERS, is_capped, of_condition, of_score
+from flashgen.plan.operations import ROW_REGISTERS, is_capped, of_condition, of_score, query_values
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
@@ -43,6 +43,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
         tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
         row_registers=ROW_REGISTERS * sum(parts),
+        query_values=query_values(score.expr) + query_values(residual),
     )
 
 

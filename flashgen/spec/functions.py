@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sympy
 from sympy import Expr, S
+from sympy.core.function import AppliedUndef
 
 
 class modulo(sympy.Function):  # type: ignore[misc]
@@ -54,3 +55,9 @@ class sigmoid(sympy.Function):  # type: ignore[misc]
 
     def _eval_evalf(self, prec: int) -> Expr:
         return (1 / (1 + sympy.exp(-self.args[0])))._eval_evalf(prec)
+
+
+COSTLY = (
+    AppliedUndef, sympy.tanh, sympy.exp, sympy.log, sigmoid, sympy.Pow, sympy.floor, sympy.Mod, modulo,
+)  # fmt: skip
+"""What takes more than an instruction or two, or waits for memory: worth a register where it can be kept."""
