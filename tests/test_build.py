@@ -350,7 +350,8 @@ print(time.process_time() - started, "cupy" in sys.modules)
         for _ in range(6)
     ]
     assert [loaded for _, loaded in told] == ["True"] + 5 * ["False"]
-    assert min(float(seconds) for seconds, _ in told[1:]) < 0.1
+    # A tenth of a second, for the templates to be read; the bound is for machines half as fast.
+    assert min(float(seconds) for seconds, _ in told[1:]) < 0.2
 
 
 @pytest.mark.compiler
