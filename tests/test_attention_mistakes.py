@@ -89,7 +89,12 @@ def assert_refused(text: str, line: int, column: int, message: str, hint: str) -
         ("causal and not False", 16, "'False' is no name of the language", "write 'false'"),
         ("[causal]", 1, "an expression or {name: value} is due here", ""),
         ("3", 1, "an expression or {name: value} is due here", ""),
-        ("abs(q - max(q, kv, 3, 5, 7, 9, 11, 13, 15)) < min(q, kv, 1, 2, 3, 4, size)", 47, "more than 16", ""),
+        (
+            "abs(q - max(q, kv, 3, 5, 7, 9, 11, 13, 15)) < min(q, kv, 1, 2, 3, 4, size)",
+            47,
+            "more than 16",
+            "",
+        ),
         (" and ".join(["max(q, 3, kv) < min(q, kv, 3)"] * 9), 273, "more than 48", ""),
     ],
 )
@@ -114,7 +119,12 @@ def test_mistakes_in_masks(mask: str, column: int, message: str, hint: str) -> N
         ("score + bias[q]", 9, "a subscript is missing: the axes of 'bias'", ""),
         ("score + bias[q, head, kv]", 23, "out of its place", ""),
         ("score + bias[kv, q, q]", 21, "one subscript too many", ""),
-        ("score + bias[kv, q]", 14, "not in the order of the axes: the axes of 'bias'", "the other way round"),
+        (
+            "score + bias[kv, q]",
+            14,
+            "not in the order of the axes: the axes of 'bias'",
+            "the other way round",
+        ),
         ("score + bias[score, kv]", 14, "a subscript must be an integer", "floor"),
         ("score + bias[q < 3, kv]", 14, "expected a number", ""),
         ("score + table", 9, "'table' needs a subscript: its axes are [head, 32]", ""),

@@ -6,11 +6,14 @@ import re
 from dataclasses import replace
 
 import pytest
+from attention_cases import Case
 from codegen_plans import sm80_plan
 from element_cases import MASKS, PLANS, PRODUCTS, SCORES, solved
 
+from flashgen.arch import arch
 from flashgen.codegen import render
 from flashgen.codegen.elements import elements
+from flashgen.plan import solve
 
 
 def printed(name: str) -> str:
@@ -39,6 +42,32 @@ def test_a_tanh_of_more_than_the_score_has_its_polynomial_too() -> None:
     text = printed("a tanh of a diagonal")
     assert "score_argument" in text and "score_element" not in text
     assert "near_zero(s[j][e])" in text and "anywhere(s[j][e])" in text
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+def test_what_a_query_has_without_its_keys_is_computed_before_the_loop(target: str) -> None:
+    case = Case(
+        128,
+        128,
+        mask="(q // 3 - kv // 3) % 5 < 2",
+        score="score * sqrt(gain[q]) + slope[head] * (kv - q) - log(1 + abs(q))",
+        inputs={
+            "gain": {"index": ["q"], "dtype": "fp32"},
+            "slope": {"index": ["head"], "dtype": "fp32"},
+        },
+    )
+    text = render(solve(case.spec(), arch(target))).text
+    outer, inner = (
+        function(text, "score_query"),
+        function(text, "score_row") + function(text, "score_element"),
+    )
+    assert "sqrt_approx" in outer and "log2_approx" in outer and "read(" in outer
+    assert not re.search("sqrt_approx|log2_approx|read", inner)
+    assert "floor_div" in function(text, "keep_query") and "floor_div(q" not in function(text, "keep_row")
+    loop = text.index("while (visit") if target == "sm_80" else text.index("auto issue_scores")
+    for kind in ("score", "keep"):
+        made = re.search(rf"{kind}_queries(\[kWarpBlocks\])?\[2\]", text)
+        assert made is not None and made.start() < loop
 
 
 def test_a_bias_of_the_distance_is_read_once_per_diagonal() -> None:

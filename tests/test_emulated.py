@@ -80,6 +80,13 @@ CASES = {
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
     "map": replace(_CAUSAL, mask="causal and (q - kv) % 96 < 3", tiles=_tiles()),
+    "kept for each query": replace(
+        _CAUSAL,
+        mask="causal and (q // 3 - kv // 3) % 5 < 2",
+        score="score * sqrt(gain[q] ** 2 + 1) + tanh(gain[q]) * kv / 64 - log(1 + abs(q))",
+        inputs={"gain": {"index": ["head", "q"], "dtype": "fp32"}},
+        tiles=_tiles(),
+    ),
 }
 
 
@@ -134,8 +141,8 @@ def test_two_launches_are_exact(name: str, folder: Path) -> None:
 
 
 def test_the_lse_does_not_drift(folder: Path) -> None:
-    """A maximum that stays corrects by 1, exactly: off by the rounding of scores of several hundred, as a product that is
-    not rounded has it, 188 key tiles would add up to 8e-6.
+    """A maximum that stays corrects by 1, exactly. Were one of the products that are subtracted not rounded, 188
+    key tiles with scores of several hundred would add up to 8e-6.
     """
     tiles = _tiles(64, 16, reference="running", tile_order="static")
     case = Case(64, 64, heads_kv=1, batch=1, seqlen_q=64, seqlen_kv=3000, tiles=tiles, target="sm_90a")

@@ -41,9 +41,6 @@ class Arch:
     features: frozenset[str]  # of FEATURES
     sources: Mapping[str, str]  # field -> where the number comes from
 
-    def __hash__(self) -> int:  # mappings have none; equality still compares every field
-        return hash(self.target)
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensor_flops", MappingProxyType(dict(self.tensor_flops)))
         object.__setattr__(self, "sources", MappingProxyType(dict(self.sources)))

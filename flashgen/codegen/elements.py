@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import sympy
 from sympy import Add, Expr, Mul, S
-from sympy.core.function import AppliedUndef
 
 from flashgen.codegen.extents import Extents
 from flashgen.codegen.identifiers import identifier
@@ -93,9 +92,7 @@ class _Build:
         """What was needed more than once."""
         return frozenset(key for levels in self._levels for key, uses in levels.uses.items() if uses > 1)
 
-    def _printer(
-        self, head: Scope, query: Scope, row: Scope, *, pairs: bool = False
-    ) -> ElementPrinter:
+    def _printer(self, head: Scope, query: Scope, row: Scope, *, pairs: bool = False) -> ElementPrinter:
         levels = Levels(head, query, row, self._repeated)
         self._levels.append(levels)
         plan = self._plan

@@ -12,8 +12,8 @@ static_cast struct switch template this thread_local throw true try typedef type
 using virtual void volatile wchar_t while xor xor_eq
 """
 _PRINTED = """
-batch c diagonal end head kv params place q queries query row row_blocks rows s seqlen_kv seqlen_q t terms abs max min
-read bf16 fp16 int64_t ceil_div exp2_approx fabsf floor_div floor_mod fmaxf fminf log2_approx
+batch c diagonal end head kv params place q queries query row row_blocks rows s seqlen_kv seqlen_q t terms
+abs max min read bf16 fp16 int64_t ceil_div exp2_approx fabsf floor_div floor_mod fmaxf fminf log2_approx
 multiples_of negative_infinity reciprocal_approx rsqrt_approx saturated scaled_tanh sqrt_approx
 tanh_approx
 """

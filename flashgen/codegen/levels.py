@@ -2,8 +2,8 @@
 
 An element stands at ``kv + c``: `kv` is the position of a thread's first column, `c` the offset from it,
 which the compiler knows once the loop is unrolled. What a query has without its keys is kept through the loop
-over them where it costs something; adding two numbers again takes no register. What an inner level needs of an outer one is a member of
-the outer one's struct; what a level needs twice is a variable.
+over them where it costs something; adding two numbers again takes no register. What an inner level needs of
+an outer one is a member of the outer one's struct; what a level needs twice is a variable.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Shared:
-    """The struct of what elements share, of one query or of one row in one tile, and the variables behind it."""
+    """The struct of what elements of a query, or of its row in one tile, share; and the variables behind it."""
 
     variables: tuple[Value, ...]
     members: tuple[Value, ...]
@@ -98,7 +98,14 @@ class Score:
     def call(self, function: Function) -> str:
         """`function` of element e of column tile j."""
         diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
-        return function.call(query="queries[e / 2]", row="rows[e / 2]", s="s[j][e]", t="s[j][e]", c="8 * j + e % 2", **diagonals)
+        return function.call(
+            query="queries[e / 2]",
+            row="rows[e / 2]",
+            s="s[j][e]",
+            t="s[j][e]",
+            c="8 * j + e % 2",
+            **diagonals,
+        )
 
     def diagonals_of(self, function: Function) -> list[Diagonal]:
         """Those that `function` is given."""
@@ -193,7 +200,9 @@ class Elements:
         if score is not None:
             functions += [diagonal.function for diagonal in score.diagonals]
             functions += [function for function in (score.argument, score.element) if function is not None]
-        shared = [level for part in (score, self.keep) if part is not None for level in (part.query, part.row)]
+        shared = [
+            level for part in (score, self.keep) if part is not None for level in (part.query, part.row)
+        ]
         values = [*self.head_variables, *(value for level in shared for value in level.variables)]
         values += [value for function in functions for value in function.variables]
         texts = [self._ends, *(value.text for value in values), *(f.result for f in functions)]

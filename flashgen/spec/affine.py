@@ -133,7 +133,7 @@ class Prover:
 
     `least` holds the least values of runtime integers. `sorted_reads` are the names of tensors that are
     nondecreasing along their last axis. Lengths and the numbers of batch and head are never negative.
-    `extremes`: the first and last value of symbols that are bounded by others, of which nothing is known else.
+    `extremes` are the first and last value of symbols that are bounded by others.
     """
 
     def __init__(

@@ -16,7 +16,17 @@ from sympy import And, Eq, Expr, Ge, Gt, Le, Lt, Min, Ne, Not, Or, Piecewise, S
 from sympy.core.function import AppliedUndef
 from sympy.logic.boolalg import Boolean
 
-from flashgen.spec.affine import Prover, TooManyCasesError, branches, ceiling, floor, is_integral, is_whole, linear, total
+from flashgen.spec.affine import (
+    Prover,
+    TooManyCasesError,
+    branches,
+    ceiling,
+    floor,
+    is_integral,
+    is_whole,
+    linear,
+    total,
+)
 from flashgen.spec.symbols import KV, SEQLEN_KV
 
 

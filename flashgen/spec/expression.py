@@ -20,9 +20,9 @@ from flashgen.spec.gallery import Entry
 from flashgen.spec.inputs import AXES, TensorInput
 from flashgen.spec.operations import MAX_CHOICES, NamedEntries, Operations, Reading
 from flashgen.spec.printer import to_text
-from flashgen.spec.symbols import KV, Q
 from flashgen.spec.suggest import did_you_mean, quoted
 from flashgen.spec.sums import counted_twice
+from flashgen.spec.symbols import KV, Q
 from flashgen.spec.syntax import MAX_COMPARISONS, MAX_NODES, Locate, nowhere, split
 from flashgen.spec.values import CONSTANTS, FUNCTIONS, Kind, Value, symbolic
 
@@ -269,7 +269,9 @@ class _Reader(Operations):
             self.fail_at(given[0], f"{one}: {form}", "on batch, head and head_kv only that name may stand")
         at = dict(zip(tensor.index, subscripts, strict=True))
         if at.get("q") == KV and at.get("kv") == Q:
-            hint = f"where the transposed element is meant, declare '{name}' with q and kv the other way round"
+            hint = (
+                f"where the transposed element is meant, declare '{name}' with q and kv the other way round"
+            )
             self.fail_at(subscript, f"the subscripts are not in the order of the axes: {form}", hint)
         return self.element(tensor, subscripts)
 

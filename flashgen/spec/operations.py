@@ -37,7 +37,8 @@ from flashgen.spec.values import (
     misfit,
 )
 
-# Arguments of min, max, abs and where: in one comparison or score, where their combinations multiply, and in all.
+# Arguments of min, max, abs and where: in one comparison or score, where their combinations multiply, and in
+# all.
 MAX_CHOICES = 16
 MAX_CHOICES_IN_ALL = 48
 
