@@ -141,8 +141,8 @@ def test_two_launches_are_exact(name: str, folder: Path) -> None:
 
 
 def test_the_lse_does_not_drift(folder: Path) -> None:
-    """A maximum that stays corrects by 1, exactly. Were one of the products that are subtracted not rounded, 188
-    key tiles with scores of several hundred would add up to 8e-6.
+    """A maximum that stays corrects by 1, exactly. Were one of the products that are subtracted not rounded,
+    188 key tiles with scores of several hundred would add up to 8e-6.
     """
     tiles = _tiles(64, 16, reference="running", tile_order="static")
     case = Case(64, 64, heads_kv=1, batch=1, seqlen_q=64, seqlen_kv=3000, tiles=tiles, target="sm_90a")

@@ -51,7 +51,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Shared:
-    """The struct of what elements of a query, or of its row in one tile, share; and the variables behind it."""
+    """The struct of what elements of a query, or of its row in one tile, share, and what it is made with."""
 
     variables: tuple[Value, ...]
     members: tuple[Value, ...]
