@@ -59,6 +59,7 @@ class FakeDriver:
         loaded.launch_kernel, loaded.driver_error = self.launch_kernel, RuntimeError
         loaded._counters = TileCounters.__new__(TileCounters)
         loaded._counters._of_stream = {stream: 0xC0}
+        loaded._workspaces = None  # allocated by each call
         self.loaded = loaded
 
         def allocate(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,8 @@ from fake_driver import CASE, FakeDriver, sm80_plan, sm90_plan
 from flashgen.arch import ARCHS
 from flashgen.errors import LaunchError
 from flashgen.runtime import counters, parameters, tensormap
-from flashgen.runtime.counters import TileCounters
+from flashgen.runtime.arguments import signature
+from flashgen.runtime.counters import TileCounters, Workspaces
 from flashgen.runtime.devices import runs
 from flashgen.runtime.launch import LoadedKernel
 
@@ -308,6 +309,37 @@ def test_counters_are_one_to_a_stream_and_one_to_a_captured_launch(monkeypatch: 
     assert own.address(1) == first
     with pytest.raises(LaunchError, match="more than 4 streams"):
         own.address(3)
+
+
+def test_a_small_workspace_is_the_streams_own(
+    maps: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "zero_words", lambda words, device: 1 << 20)
+    monkeypatch.setattr(counters, "_WORKSPACES", 1)
+    capturing = False
+    monkeypatch.setattr(torch._C, "_cuda_isCurrentStreamCapturing", lambda: capturing, raising=False)
+    hopper = FakeDriver(sm90_plan(reference="first", tile_order="dynamic"), monkeypatch)
+    own = hopper.loaded._workspaces = Workspaces(torch.device("cpu"))
+    q, k, v = CASE.tensors()
+    launch = hopper.prepare(q, k, v)
+    for _ in range(2):
+        launch(q, k, v, None, False)
+    assert [struct.links for struct in hopper.structs] == 2 * [1 << 20]
+    assert own.address(8) is None, "there is no other: the launch allocates"
+    capturing = True
+    launch(q, k, v, None, False)
+    assert hopper.structs[2].links not in (0, 1 << 20), "from the graph's memory"
+    capturing = False
+    hopper.run(*replace(CASE, batch=1, heads_kv=2048, seqlen_q=600).tensors())
+    assert hopper.structs[3].links not in (0, 1 << 20), "too many tiles for it"
+
+
+def test_strides_of_contiguous_tensors_are_not_looked_at() -> None:
+    q, k, v = replace(CASE, batch=1).tensors()
+    strides = (1, *q.stride()[1:])
+    assert signature(q.as_strided(q.shape, strides), k, v) == signature(q, k, v)
+    turned = replace(CASE, batch=1, layout="heads_first").tensors()
+    assert signature(*turned) != signature(q, k, v)
 
 
 # -- targets -----------------------------------------------------------------------------------------------

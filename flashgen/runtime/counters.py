@@ -1,4 +1,4 @@
-"""What persistent blocks agree by: counters that they draw tiles from, flags of tiles that they share."""
+"""What persistent blocks agree by: counters that they draw tiles from, flags of what they share, notes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from flashgen.runtime.memory import WORD_BYTES, zero_words
 
 _COUNTERS = 1024
 _COUNTER_SPACING = 32  # in int32: one counter to a cache line
+_WORKSPACES = 64
+WORKSPACE_WORDS = 1 << 14
 
 
 class TileCounters:
@@ -52,10 +54,40 @@ class TileCounters:
         return torch.zeros(self._words, dtype=torch.int32, device=self._device).data_ptr()
 
 
+class Workspaces:
+    """`WORKSPACE_WORDS` words for each of some streams, not initialised, which a call need not allocate.
+
+    Launches on one stream follow one another and share them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        step = WORKSPACE_WORDS * WORD_BYTES
+        first = zero_words(_WORKSPACES * WORKSPACE_WORDS, device)
+        self._free = iter(range(first, first + _WORKSPACES * step, step))
+        self._of_stream: dict[int, int | None] = {}
+        self._capturing = torch._C._cuda_isCurrentStreamCapturing
+        self._lock = Lock()
+
+    def address(self, stream: int) -> int | None:
+        """None while a graph is captured, which may be replayed on any stream, and once all are out."""
+        if self._capturing():
+            return None
+        if stream not in self._of_stream:
+            with self._lock:
+                self._of_stream.setdefault(stream, next(self._free, None))
+        return self._of_stream[stream]
+
+
+@cache
+def workspaces(device: torch.device) -> Workspaces:
+    """The workspaces of a GPU; made with the first kernel that is loaded there and needs one."""
+    return Workspaces(device)
+
+
 @cache
 def tile_counters(device: torch.device, words: int = 1) -> TileCounters:
     """The counters of a GPU; made with the first kernel that is loaded there and needs such."""
     return TileCounters(device, words)
 
 
-__all__ = ["TileCounters", "tile_counters"]
+__all__ = ["WORKSPACE_WORDS", "TileCounters", "Workspaces", "tile_counters", "workspaces"]

@@ -22,7 +22,7 @@ from flashgen.build import Cubin
 from flashgen.errors import LaunchError
 from flashgen.plan.model import KernelPlan
 from flashgen.runtime.arguments import check_scale
-from flashgen.runtime.counters import tile_counters
+from flashgen.runtime.counters import WORKSPACE_WORDS, tile_counters, workspaces
 from flashgen.runtime.inputs import NO_INPUTS, Inputs, Sizes
 from flashgen.runtime.layouts import (
     ALIGNMENT,
@@ -75,6 +75,7 @@ class LoadedKernel:
         self.driver_error = driver.CUDADriverError
         self.counter_words = counter_words(plan, self.sms)
         self._counters = tile_counters(device, self.counter_words) if plan.family == "sm90" else None
+        self._workspaces = workspaces(device) if plan.family == "sm90" and plan.first_reference else None
         with torch.cuda.device(device):
             try:
                 self._module = _load(cupy, cubin)
@@ -150,6 +151,14 @@ class LoadedKernel:
         """From a stream to the address of a tile counter that nothing else uses while a launch on it does."""
         assert self._counters is not None
         return self._counters.address
+
+    @property
+    def workspace(self) -> Callable[[int], int | None] | None:
+        """From a stream to the address of a small workspace that nothing else uses while a launch on it does.
+
+        From it None: the launch's own is to be allocated.
+        """
+        return None if self._workspaces is None else self._workspaces.address
 
 
 class Launch:
@@ -267,6 +276,7 @@ def _enqueuer(
     point_at, start_again = prepared.point_at, loaded.start_again
     free_counter = loaded.counter if prepared.needs_counter else None
     workspace_words, point_at_workspace = prepared.workspace_words, prepared.point_at_workspace
+    kept_workspace = loaded.workspace if 0 < workspace_words <= WORKSPACE_WORDS else None
     absent = NO_INPUTS if plan.preparation else None  # a mask that reads nothing may need a map all the same
     # The private call behind torch.cuda.current_stream(), at a tenth of its cost.
     current_stream = torch._C._cuda_getCurrentRawStream
@@ -282,8 +292,11 @@ def _enqueuer(
             if (given := inputs or absent) is not None:
                 _held = preparation(given, stream)  # until the launch that reads it is enqueued
             if workspace_words:
-                _workspace = empty_strided((workspace_words,), (1,), torch.float32)
-                point_at_workspace(_workspace.data_ptr())
+                workspace = kept_workspace(stream) if kept_workspace else None
+                if workspace is None:
+                    _workspace = empty_strided((workspace_words,), (1,), torch.float32)
+                    workspace = _workspace.data_ptr()
+                point_at_workspace(workspace)
             try:
                 launch_kernel(function, grid, 1, 1, threads, 1, 1, smem, stream, arguments, 0)
             except driver_error as error:

@@ -143,6 +143,12 @@ class Sm90Parameters:
             self.needs_counter = struct.shares > 0
             partial_words = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
         self.partial_words = partial_words  # of the workspace; links come after them
+        places = {"partials": 0, "links": partial_words * WORD_BYTES}
+        self._workspace = [
+            (getattr(layout, name).offset // 8, offset)
+            for name, offset in places.items()
+            if hasattr(layout, name)
+        ]
         self.workspace_words = partial_words + (tiles * plan.warps // 4 if plan.first_reference else 0)
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
@@ -155,10 +161,8 @@ class Sm90Parameters:
         self._floats[_SM90_SCALE] = scale
 
     def point_at_workspace(self, address: int) -> None:
-        if hasattr(self.struct, "partials"):
-            self.struct.partials = address
-        if hasattr(self.struct, "links"):
-            self.struct.links = address + self.partial_words * WORD_BYTES
+        for word, offset in self._workspace:
+            self._words[word] = address + offset
 
     def _move(self, data: list[int]) -> None:
         for index, (old, new) in enumerate(zip(self._data, data, strict=True)):
