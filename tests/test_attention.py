@@ -55,7 +55,7 @@ def attention(**fields: Any) -> Attention:
         ("document", sympy.Eq(doc(BATCH, Q), doc(BATCH, KV))),
         ("keep", sympy.Ne(keep(BATCH, Q, KV), 0)),
         ("not keep[q, kv]", sympy.Eq(keep(BATCH, Q, KV), 0)),
-        ("keep[kv, q] == 0", sympy.Eq(keep(BATCH, KV, Q), 0)),
+        ("keep[q, kv - 1] == 0", sympy.Eq(keep(BATCH, Q, KV - 1), 0)),
         ("kv < least", KV < least()),
     ],
 )
@@ -77,7 +77,7 @@ def test_the_row_of_a_query_where_the_first_is_aligned_with_the_first_key() -> N
         ("score + slope[head] * (kv - q)", SCORE + slope(HEAD) * (KV - Q)),
         ("score + slope * (kv - q)", SCORE + slope(HEAD) * (KV - Q)),
         ("score + bias", SCORE + bias(HEAD, Q, KV)),
-        ("score + bias[kv, q]", SCORE + bias(HEAD, KV, Q)),
+        ("score + bias[q + 1, kv]", SCORE + bias(HEAD, Q + 1, KV)),
         ("score + near", SCORE + near(HEAD_KV, Q - KV)),
         ("score + near[q - kv // 2]", SCORE + near(HEAD_KV, Q - sympy.floor(KV / 2))),
         ("score + table[floor(score)]", SCORE + table(HEAD, sympy.floor(SCORE))),
