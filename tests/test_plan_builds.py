@@ -67,6 +67,19 @@ def tuned() -> Iterator[KernelPlan]:
             yield rank(spec, ARCHS[file.target]).best
 
 
+def tested() -> Iterator[KernelPlan]:
+    """Of wide heads with masks that are tested element by element, which no spec of the gallery has."""
+    for mask in ("natten_2d(64, 128, 7)", "causal and (q // 3 - kv // 3) % 5 < 2"):
+        for head_dim in (192, 256):
+            spec = AttentionSpec(
+                name="tested",
+                attention={"heads": 8, "head_dim": head_dim, "mask": mask},
+                workload={"seqlen": 8192},
+            )
+            for candidate in rank(spec, H200, tunings=()).candidates[:2]:
+                yield candidate.plan
+
+
 def distinct(found: Iterable[KernelPlan]) -> list[KernelPlan]:
     """Plans that differ in more than names, the number of heads, the scale and the dtype."""
     seen = {}
@@ -86,7 +99,7 @@ def plan_id(plan: KernelPlan) -> str:
 
 @pytest.mark.compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", distinct(chain(plans(), tuned())), ids=plan_id)
+@pytest.mark.parametrize("plan", distinct(chain(plans(), tuned(), tested())), ids=plan_id)
 def test_what_is_proposed_compiles_without_spills(plan: KernelPlan) -> None:
     from flashgen.build import build, mismatches
 

@@ -73,8 +73,10 @@ SYMBOLS: tuple[Expr, ...] = (
 # does with 24 (NVRTC 13.0). With `sm80_overhead`, `producer_need` and what scores and lists take
 # (`operations.py`) this is what comes from the compiler.
 SM90_OVERHEAD = 28
-# And for each tensor that a listed mask's elements are tested by, beside `element_registers`: such kernels
-# spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
+# And where a listed mask's elements are tested one by one, beside `element_registers`: from head_dim 192 on 18
+# of 72 such kernels spilled without, one with 20, and none at 64 and 128. Or for each tensor that they are tested
+# by: they spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
+SM90_TESTED = 20
 SM90_TESTED_READ = 24
 
 
@@ -105,6 +107,7 @@ class Head:
     elementwise: bool = False  # whether scores are computed on, or tested, one by one
     capped: bool = False  # whether all that is computed on scores is one tanh, which the softmax takes
     element_registers: int = 0  # that score and listed mask take of a thread
+    tested: bool = False  # whether a listed mask's elements are tested one by one
     tested_reads: int = 0  # tensors that a listed mask reads at every element
     row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
     query_values: int = 0  # and numbers that each of a thread's rows keeps through the loop
@@ -168,7 +171,9 @@ class Tiling:
             base += head.row_registers + 2 * head.query_values * (self.tile_q // (16 * self.warps))
             producer = 0
         else:
-            base = SM90_OVERHEAD + SM90_TESTED_READ * head.tested_reads + 2 * head.query_values
+            wide = max(head.dim_qk, head.dim_v) >= 192
+            tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
+            base = SM90_OVERHEAD + tested + 2 * head.query_values
             per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}

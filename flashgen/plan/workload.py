@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from sympy import Piecewise
+from sympy import Piecewise, true
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
@@ -41,6 +41,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         elementwise=score.expr != SCORE or mask.listed,
         capped=is_capped(score.expr) and not mask.listed,
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
+        tested=residual != true,
         tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
         row_registers=ROW_REGISTERS * sum(parts),
         query_values=query_values(score.expr) + query_values(residual),
