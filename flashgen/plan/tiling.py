@@ -73,9 +73,9 @@ SYMBOLS: tuple[Expr, ...] = (
 # does with 24 (NVRTC 13.0). With `sm80_overhead`, `producer_need` and what scores and lists take
 # (`operations.py`) this is what comes from the compiler.
 SM90_OVERHEAD = 28
-# And where a listed mask's elements are tested one by one, beside `element_registers`: from head_dim 192 on 18
-# of 72 such kernels spilled without, one with 20, and none at 64 and 128. Or for each tensor that they are tested
-# by: they spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
+# And where a listed mask's elements are tested one by one, beside `element_registers`: from head_dim 192 on
+# 18 of 72 such kernels spilled without, one with 20, and none at 64 and 128. Or for each tensor that they are
+# tested by: they spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
 SM90_TESTED = 20
 SM90_TESTED_READ = 24
 
