@@ -28,6 +28,8 @@ GALLERY_CASES: Mapping[str, Mapping[str, Any]] = {
     "causal document": {"mask": "causal and document"},
     "window or first keys": {"mask": "window(40) or kv < 4"},
     "two bands": {"mask": "band(10) or abs(q - kv - 60) < 7"},
+    "two neighbourhoods": {"mask": "natten_2d(16, 12, 1) or natten_2d(8, 24, 2)"},
+    "what holds of all": {"mask": "kv % 8 < 8 and q_index >= 0 and (causal or kv < 3)"},
     "document of a prefix": {"mask": "document and (kv < 30 or kv <= q)", "score": "softcap(20)"},
     "runtime window": {"mask": "kv <= q and q - kv < size", "params": {"size": "runtime"}},
     "runtime prefix": {"mask": "prefix_lm(prefix)", "params": {"prefix": {"runtime": "int", "min": 0}}},
