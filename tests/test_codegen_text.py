@@ -172,3 +172,23 @@ def test_compiles_without_spills(name: str) -> None:
     )
     resources = compile_source(render(plan), plan.target, dynamic_smem=plan.smem_bytes).resources
     assert resources.spill_bytes == 0 and resources.stack_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "schedule"),
+    [
+        ("causal", {"reference": "running"}),
+        ("causal", {"reference": "first"}),
+        ("causal", {"cluster": 2}),
+        ("causal and (q - kv) % 96 < 3", {}),
+    ],
+)
+def test_the_next_tile_is_drawn_when_this_one_is_nearly_done(mask: str, schedule: dict[str, object]) -> None:
+    """Drawn at its start, the next would wait for this block while others are free."""
+    tiles = {"q": 128, "kv": 64, "schedule": {"family": "sm90", "tile_order": "dynamic", **schedule}}
+    text = function(
+        render(solve(Case(128, 128, mask=mask, tiles=tiles).spec(), arch("sm_90a"))).text, "produce"
+    )
+    loads = [found.start() for found in re.finditer(r"load_v\(tile", text)]
+    assert text.count("atomicInc") == 1
+    assert loads[-2] < text.index("atomicInc") < loads[-1]

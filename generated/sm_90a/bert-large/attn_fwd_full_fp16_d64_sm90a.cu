@@ -162,7 +162,6 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
   int index = blockIdx.x;
   const int stride = gridDim.x;
   while (index < params.tiles) {
-    const int next = index + stride;
     const Tile tile = tile_at(index, params);
     if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
 #pragma unroll
@@ -184,7 +183,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       load_v(tile, j + 1);
     }
     if (tile.begin < tile.end) load_v(tile, tile.begin);
-    index = next;
+    index += stride;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
     shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);

@@ -179,8 +179,6 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
   int index = blockIdx.x;
   const int stride = gridDim.x;
   while (index < params.tiles) {
-    // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
-    const int next = stride + atomicInc(params.tile_counter, params.tiles - 1);
     const Tile tile = tile_at(index, params);
     if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
 #pragma unroll
@@ -201,8 +199,11 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       load_k(tile, j);
       load_v(tile, j + 1);
     }
+    // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
+    // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
+    const unsigned drawn = atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.begin);
-    index = next;
+    index = stride + drawn;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
     shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);

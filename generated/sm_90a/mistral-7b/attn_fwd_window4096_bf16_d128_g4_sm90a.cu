@@ -244,14 +244,9 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
   };
   for (;;) {
-    int next = index;
-    if (index < params.tiles) {
-      // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch.
-      index = stride + atomicInc(params.tile_counter, params.tiles - 1);
-    } else if ((next = next_to_repeat()) < 0) {
-      break;
-    }
-    const Tile tile = tile_at(next, params);
+    int place = index;
+    if (index >= params.tiles && (place = next_to_repeat()) < 0) break;
+    const Tile tile = tile_at(place, params);
     if (tile.begin < tile.end) load_k(tile, tile.end - 1);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -272,7 +267,12 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       load_k(tile, j);
       load_v(tile, j + 1);
     }
+    // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
+    // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
+    unsigned drawn = 0;
+    if (index < params.tiles) drawn = atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.begin);
+    if (index < params.tiles) index = stride + drawn;
     hand_over_staging(0);  // of the tile before, where this one has no keys
     to_stage = kWarpgroups;
   }
