@@ -110,6 +110,10 @@ PRODUCTS = {
     "with what is known at run time": {"mask": "(q - kv) * step % 11 == 3", "params": "{step: runtime}"},
     "over a product of lengths": {"score": "score + (q * kv - kv * kv) // (seqlen_kv * seqlen_q)"},
     "of a diagonal": {"score": "score + (q - kv) ** 2 // 3 % 11"},
+    "twice in subscripts of a query": {
+        "score": "score + table[q * seqlen_kv] + other[q * seqlen_kv]",
+        "tensors": "{table: {index: [1000], dtype: fp32}, other: {index: [1000], dtype: fp32}}",
+    },
     "in a subscript": {
         "score": "score + table[q * kv]",
         "tensors": "{table: {index: [1000], dtype: fp32}}",

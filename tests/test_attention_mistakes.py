@@ -96,6 +96,7 @@ def assert_refused(text: str, line: int, column: int, message: str, hint: str) -
             "",
         ),
         (" and ".join(["max(q, 3, kv) < min(q, kv, 3)"] * 9), 273, "more than 48", ""),
+        ("kv <= " + "max(1 + " * 6 + "q" + ", kv)" * 6, 47, "in each other more than 5 deep", ""),
     ],
 )
 def test_mistakes_in_masks(mask: str, column: int, message: str, hint: str) -> None:

@@ -166,6 +166,8 @@ def test_what_holds_of_all_scores_costs_nothing(
         ("kv <= q and (local[head] or q - kv < 3)", 1),
         ("local[head] and q - kv < 2 or not local[head] and kv <= q", 1),
         ("head == 2 or kv <= q", 1),
+        ("max(q, 3) // 2 == kv // 2", 1),
+        ("max(q, 3) // 2 != kv // 2", 2),
         ("kv <= q and where(q < 3, kv < 2, kv > 3)", 2),
     ],
 )
@@ -250,15 +252,19 @@ def test_what_a_mask_tells_apart(text: str, over: set[str]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "abs(" * 12 + "kv - q" + ") - 3" * 12 + " < 8",
+        "abs(" * 5 + "kv - q" + ") - 3" * 5 + " < 8",
+        "max(" * 5 + "kv" + ", q) // 2" * 5 + " == q",
+        " and ".join(
+            "max(kv*2 + 3, q*3, 5) + max(kv*4, q, 7) + max(kv*5, 2*q) <= seqlen_kv" for _ in range(3)
+        ),
         " and ".join(f"(kv < {n} or kv > q + {n})" for n in range(0, 14, 2)),
         " or ".join(f"(kv > {n} and kv < q - {n} and q > {n})" for n in range(5)),
         "min(" * 5 + "kv, q) + abs(kv - 3), 2 * q)" + ", kv + 1)" * 3 + " > max(q, kv - 3)",
     ],
 )
 def test_every_condition_has_a_route_in_a_second(text: str) -> None:
-    expr = condition(text)
     start = time.process_time()
+    expr = condition(text)
     derived = derive(expr)
     assert time.process_time() - start < 1
     assert len(derived.segments) <= MAX_SEGMENTS

@@ -74,7 +74,8 @@ class Workspaces:
             return None
         if stream not in self._of_stream:
             with self._lock:
-                self._of_stream.setdefault(stream, next(self._free, None))
+                if stream not in self._of_stream:
+                    self._of_stream[stream] = next(self._free, None)
         return self._of_stream[stream]
 
 

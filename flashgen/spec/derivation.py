@@ -37,7 +37,9 @@ Route = Literal["bounds", "ranges", "map"]
 
 MAX_SEGMENTS = 4
 MAX_BOXES = 24  # of a condition in disjunctive form, before those that touch are joined
-PROOF_STEPS = 1500
+PROOF_STEPS = 1000  # a millisecond each
+HULL_STEPS = 500  # once those are spent
+SETTLING_STEPS = 300  # what holds of all elements is mostly simple
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def derive_mask(
     prover = Prover(least, sorted_reads, Budget(PROOF_STEPS))
     last = SEQLEN_KV - 1
     rows = (last - SEQLEN_Q + 1, last) if align == "bottom_right" else (S.Zero, SEQLEN_Q - 1)
-    of_elements = Prover(least, sorted_reads, Budget(PROOF_STEPS), {Q: rows, KV: (S.Zero, last)})
+    of_elements = Prover(least, sorted_reads, Budget(SETTLING_STEPS), {Q: rows, KV: (S.Zero, last)})
     derivation = _Derivation(prover, ConditionReader(prover, of_elements), depends_on(condition))
     normal = sympy.to_nnf(condition, simplify=False)
     try:
         return derivation.intervals(normal)
     except (_NotIntervalsError, TooManyCasesError):
-        prover.budget = Budget(PROOF_STEPS)
+        prover.budget = Budget(HULL_STEPS)
         return derivation.map(normal)
 
 

@@ -17,6 +17,7 @@ import sympy
 from sympy import S
 
 from flashgen.spec.affine import is_integral, is_whole
+from flashgen.spec.functions import modulo
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.suggest import did_you_mean
 from flashgen.spec.syntax import MAX_DEPTH
@@ -38,9 +39,10 @@ from flashgen.spec.values import (
 )
 
 # Arguments of min, max, abs and where: in one comparison or score, where their combinations multiply, and in
-# all.
+# all; and how deep min, max and abs stand in each other, each level of which triples sympy's time.
 MAX_CHOICES = 16
 MAX_CHOICES_IN_ALL = 48
+MAX_NESTED_CHOICES = 5
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Reading:
     comparisons: int = 0
     choices: int = 0
     choices_in_all: int = 0
+    nested: int = 0
     enclosed: int = 0
 
 
@@ -97,7 +100,16 @@ def _fractions(*exprs: sympy.Basic) -> list[tuple[list[sympy.Basic], sympy.Basic
 
 
 def _compared(compare: Callable[..., sympy.Basic], a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:
-    """The comparison, taken within choices of fractions."""
+    """The comparison, taken within choices of fractions.
+
+    Of floors of choices it is no equality: sympy would take exponential time to see whether it holds.
+    """
+    floors = (floor for side in (a, b) for floor in side.atoms(sympy.floor, modulo))
+    if compare in (sympy.Eq, sympy.Ne) and any(
+        floor.has(sympy.Max, sympy.Min, sympy.Abs) for floor in floors
+    ):
+        same = sympy.And(sympy.Le(a, b), sympy.Ge(a, b))
+        return same if compare is sympy.Eq else sympy.Not(same)
     if not (cases := _fractions(a, b)):
         return compare(a, b)
     result: sympy.Basic = sympy.false
@@ -328,7 +340,13 @@ class Operations(ABC):
             self.choose(node, count)
         if name == "where":
             return self.where(node, depth)
-        return self.function(node, name, [self.numeric(argument, depth) for argument in node.args])
+        choice = name not in NUMERIC_FUNCTIONS
+        self.reading.nested += choice
+        if self.reading.nested > MAX_NESTED_CHOICES:
+            self.fail_at(node, f"min, max and abs stand in each other more than {MAX_NESTED_CHOICES} deep")
+        values = [self.numeric(argument, depth) for argument in node.args]
+        self.reading.nested -= choice
+        return self.function(node, name, values)
 
     def choose(self, node: ast.expr, count: int) -> None:
         """Counts the arguments of min, max, abs and where."""
