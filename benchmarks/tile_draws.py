@@ -1,10 +1,10 @@
-"""How well a causal mask's tiles fill 132 SMs, by when a block draws its next tile and how many heads a section has.
+"""How well a causal mask's tiles fill 132 SMs, by when a block draws its next tile and by heads a section.
 
     python benchmarks/tile_draws.py [--head-dim 256] [--tile 128x80]
 
 A list simulation of `tile_order: dynamic`, without a GPU: tiles take as long as they have key tiles, and two
-more. Printed is the share of the SMs' time that they work, for a draw when the last V is loaded (`late`, two key
-tiles before the end) and for one at the tile's start (`early`), over 16k tokens of a hidden size of 2048.
+more. Printed is the share of the SMs' time that they work, for a draw when the last V is loaded (`late`, two
+key tiles before the end) and for one at the tile's start (`early`), over 16k tokens of a hidden size of 2048.
 """
 
 from __future__ import annotations
