@@ -182,8 +182,8 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       load_k(tile, j);
       load_v(tile, j + 1);
     }
-    if (tile.begin < tile.end) load_v(tile, tile.begin);
     index += stride;
+    if (tile.begin < tile.end) load_v(tile, tile.begin);
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
     shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);

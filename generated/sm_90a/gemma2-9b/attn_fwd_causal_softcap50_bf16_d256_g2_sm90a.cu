@@ -256,9 +256,8 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
     // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
-    const unsigned drawn = atomicInc(params.tile_counter, params.tiles - 1);
+    index = stride + atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
-    index = stride + drawn;
     hand_over_staging(0);  // of the tile before, where this one has no keys
     to_stage = kWarpgroups;
   }

@@ -201,9 +201,8 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
     // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
-    const unsigned drawn = atomicInc(params.tile_counter, params.tiles - 1);
+    index = stride + atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.begin);
-    index = stride + drawn;
   }
   for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
     shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);

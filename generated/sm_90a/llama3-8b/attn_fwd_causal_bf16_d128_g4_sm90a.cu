@@ -264,10 +264,8 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
     // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
-    unsigned drawn = 0;
-    if (index < params.tiles) drawn = atomicInc(params.tile_counter, params.tiles - 1);
+    if (index < params.tiles) index = stride + atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
-    if (index < params.tiles) index = stride + drawn;
   }
   hand_over(kNoMore);
 }
