@@ -126,7 +126,7 @@ class LevelPrinter(IntegerPrinter):
             return self.value(expr, kind, hint)
         if expr.is_Integer:
             return str(SATURATED if expr > 0 else -SATURATED)
-        level = self.levels.not_below(level_of(expr))
+        level = self.levels.outermost(level_of(expr))
         with self.levels.inside(level):
             text = f"saturated({self._print(expr)})"
         below = self.levels.below(level)

@@ -140,8 +140,8 @@ class Levels:
         finally:
             self.at = before
 
-    def not_below(self, level: Level) -> Level:
-        """`level`, or the one that is being printed where that is further out."""
+    def outermost(self, level: Level) -> Level:
+        """Of `level` and the one being printed: what an outer one computes cannot name an inner one's."""
         return min(level, self.at, key=LEVELS.index)
 
     def below(self, level: Level) -> bool:

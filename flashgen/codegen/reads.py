@@ -73,7 +73,7 @@ class Reads:
         parts: dict[Level, list[str]] = {level: [] for level in LEVELS}
 
         def level_of_subscript(index: Expr) -> Level:
-            level = levels.not_below(level_of(index))
+            level = levels.outermost(level_of(index))
             return "head" if level == "constant" else level
 
         for position, subscript in enumerate(strided):

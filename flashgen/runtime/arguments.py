@@ -31,7 +31,11 @@ _LAYOUT = "[batch, seqlen, heads, head_dim]"
 
 
 def signature(q: Tensor, k: Tensor, v: Tensor) -> Signature:
-    """Everything that a prepared launch depends on, apart from the addresses. Cheap to make and to hash."""
+    """Everything that a prepared launch depends on, apart from the addresses. Cheap to make and to hash.
+
+    Strides of contiguous tensors follow from their shapes, but for axes of one element, along which nothing
+    steps.
+    """
     dtype, device = q.dtype, q.device
     if k.dtype is dtype and v.dtype is dtype and k.device == device and v.device == device:
         if q.is_contiguous() and k.is_contiguous() and v.is_contiguous():

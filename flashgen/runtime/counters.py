@@ -12,7 +12,7 @@ from flashgen.runtime.memory import WORD_BYTES, zero_words
 
 _COUNTERS = 1024
 _COUNTER_SPACING = 32  # in int32: one counter to a cache line
-_WORKSPACES = 64
+_WORKSPACES = 64  # of 64 KiB: notes of 16384 tiles and warpgroups
 WORKSPACE_WORDS = 1 << 14
 
 

@@ -144,7 +144,7 @@ class Sm90Parameters:
             partial_words = struct.shares * plan.warps // 4 * partial_floats(plan.head_dim_v)
         self.partial_words = partial_words  # of the workspace; links come after them
         places = {"partials": 0, "links": partial_words * WORD_BYTES}
-        self._workspace = [
+        self._workspace = [  # words of the struct that point into it, and bytes from its start
             (getattr(layout, name).offset // 8, offset)
             for name, offset in places.items()
             if hasattr(layout, name)
