@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 import sympy
+from stopwatch import within
 
 from flashgen.spec import AttentionSpec, dump_spec, parse_spec
 from flashgen.spec.attention import Attention
@@ -269,7 +269,6 @@ LARGE = [
 
 @pytest.mark.parametrize("mask", LARGE)
 def test_the_largest_masks_are_labelled_and_derived_in_time(mask: str) -> None:
-    started = time.process_time()
-    told = attention(mask=mask)
-    assert told.mask_label.startswith("mask") and told.derivation.route in ("bounds", "map")
-    assert time.process_time() - started < 5
+    with within(5):
+        told = attention(mask=mask)
+        assert told.mask_label.startswith("mask") and told.derivation.route in ("bounds", "map")

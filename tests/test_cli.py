@@ -7,12 +7,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from stopwatch import slowness, spent
 
 import flashgen
 from flashgen.cli import main
@@ -65,7 +65,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_spec_is_refused_at_once(spec_file: Path) -> None:
-    """Within a second, in one of several tries: the machine may be busy."""
     spec_file.write_text(SPEC.replace("mask: causal", "mask: kv <= qq"))
     code = (
         "import sys, flashgen.cli\n"
@@ -73,13 +72,13 @@ def test_a_spec_is_refused_at_once(spec_file: Path) -> None:
         "finally: print(*{'numpy', 'jinja2', 'rich', 'flashgen.plan', 'flashgen.build'} & set(sys.modules))\n"
     )
     seconds = []
-    while not seconds or (min(seconds) >= 1 and len(seconds) < 5):
-        started = time.perf_counter()
+    for _ in range(3):  # half of it is the import of sympy, whose time varies most
+        started = spent()
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(spent() - started)
         assert result.returncode == 2 and 'unknown name "qq"' in result.stderr
         assert result.stdout.strip() == "", "what only planning needs is not imported"
-    assert min(seconds) < 1
+    assert min(seconds) < slowness()
 
 
 def test_help_names_every_command() -> None:
