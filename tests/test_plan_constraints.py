@@ -55,6 +55,7 @@ def sm90(draw: st.DrawFn) -> Tiling:
             overlap=draw(st.booleans()),
             ping_pong=draw(st.booleans()),
             q_stages=draw(st.integers(1, 2)),
+            extra_v_stages=draw(st.integers(0, 2)),
             cluster=draw(st.integers(1, 2)),
             reference=draw(st.sampled_from(["running", "first"])),
             edge_tiles=draw(st.sampled_from(["inline", "apart"])),
@@ -95,7 +96,8 @@ def test_sm90_shared_memory_as_documented(tiling: Tiling, d_qk: int, d_v: int) -
     schedule = tiling.schedule
     assert isinstance(schedule, Sm90Schedule)
     smem = 2 * schedule.q_stages * tiling.tile_q * up(d_qk, 64) + 2048
-    smem += 2 * tiling.stages * tiling.tile_kv * (up(d_qk, 64) + up(d_v, 64))
+    v_stages = tiling.stages + schedule.extra_v_stages
+    smem += 2 * tiling.tile_kv * (tiling.stages * up(d_qk, 64) + v_stages * up(d_v, 64))
     smem += 0 if schedule.p_in_registers else 2 * tiling.tile_q * up(tiling.tile_kv, 64)
     smem += 2 * tiling.tile_q * up(d_v, 64) if schedule.o_buffer == "own" else 0
     assert smem_and_registers(tiling, Head(d_qk, d_v), H200)[0] == smem

@@ -30,6 +30,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"reference": "first", "output_wait": "late", "tile_order": "static", "q_stages": 1},
     {"o_buffer": "v"},
     {"o_buffer": "v", "q_stages": 1, "ping_pong": False},
+    {"o_buffer": "v", "q_stages": 1, "extra_v_stages": 1},
     {"o_buffer": "v", "q_stages": 1, "reference": "first", "key_order": "ascending"},
     {"output_wait": "early"},
     {"output_wait": "late", "rescale": "late"},

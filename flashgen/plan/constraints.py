@@ -30,6 +30,7 @@ from flashgen.plan.tiling import (
     DYNAMIC,
     ELEMENT_REGISTERS,
     ELEMENTWISE,
+    EXTRA_V_STAGES,
     FIRST,
     FRAGMENT_OVERHEAD,
     GROUP,
@@ -188,6 +189,7 @@ def _sm90() -> Family:
     smem = (
         q
         + BYTES * STAGES * TILE_KV * (PANEL_QK + PANEL_V)
+        + BYTES * EXTRA_V_STAGES * TILE_KV * PANEL_V
         + (1 - P_IN_REGISTERS) * p
         + (1 - O_IN_Q - O_IN_V) * BYTES * TILE_Q * PANEL_V
         + BARRIER_BYTES
@@ -213,10 +215,11 @@ def _sm90() -> Family:
     # more than was allotted waits for ever: consumers of 248 beside another block hung an H200.
     allotted = 8 * sympy.floor(sympy.Min(MAX_REGISTERS, REGISTERS_PER_SM / threads) / 8)
     pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
-    # q_full and q_empty of a warpgroup with its tile, four barriers of a K/V stage, the cluster's next tile
+    # q_full and q_empty of a warpgroup with its tile, two barriers of a buffer of K or V, the cluster's next tile
     barriers = (
         36 * Q_STAGES * WARPS / 4
         + 32 * STAGES
+        + 16 * EXTRA_V_STAGES
         + 40 * (CLUSTER - 1) * DYNAMIC
         + FIRST * (20 + WARPS * (25 + Q_STAGES))
     )
@@ -248,7 +251,7 @@ def _sm90() -> Family:
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
             Limit("O staged in Q", O_IN_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
             Limit("O staged in V", O_IN_V * PANEL_COLUMNS, TILE_KV, "rows of V's buffer"),
-            Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, STAGES, "buffers of V", by="kernel"),
+            Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, STAGES + EXTRA_V_STAGES, "buffers of V", by="kernel"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
             # tile_kv is a multiple of 16, so that each block's share is whole 8-row patterns of the swizzle
             Limit("cluster", CLUSTER, sympy.Integer(2), "blocks in a cluster", by="kernel"),

@@ -34,6 +34,7 @@ class Sm90Schedule:
     overlap: bool = True  # issue S_{j+1} = Q K^T before the softmax of S_j
     ping_pong: bool = True  # one warpgroup does softmax while the other owns the tensor cores
     q_stages: int = 1  # Q buffers; 2 load the next tile's Q during this tile
+    extra_v_stages: int = 0  # V buffers beyond `stages`
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
     # dynamic: longest first from an atomic counter; stream_k: the last wave's tiles are cut into equal shares
     tile_order: Literal["static", "dynamic", "stream_k"] = "static"

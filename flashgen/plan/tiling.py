@@ -27,7 +27,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
     "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
-    "q_stages cluster producer_registers consumer_registers"
+    "q_stages extra_v_stages cluster producer_registers consumer_registers"
 )
 (
     Q_IN_REGISTERS,
@@ -42,6 +42,7 @@ _SCHEDULE_SYMBOLS = _symbols(
     APART,
     FIRST,
     Q_STAGES,
+    EXTRA_V_STAGES,
     CLUSTER,
     PRODUCER_REGISTERS,
     CONSUMER_REGISTERS,

@@ -68,6 +68,7 @@ class Schedule(Record, Mapping[str, Any]):
     overlap: Flag | None = None
     ping_pong: Flag | None = None
     q_stages: Annotated[int, size(1, 4)] | None = None
+    extra_v_stages: Annotated[int, size(0, 4)] | None = None
     cluster: Annotated[int, size(1, 16)] | None = None
     tile_order: Literal["static", "dynamic", "stream_k"] | None = None
     key_order: Literal["descending", "ascending"] | None = None
