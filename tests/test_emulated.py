@@ -82,12 +82,30 @@ CASES = {
         batch=2,
         seqlen_q=300,
         seqlen_kv=300,
-        tiles=_tiles(kv=64, o_buffer="v", q_stages=1, extra_v_stages=1, reference="first", key_order="ascending"),
+        tiles=_tiles(
+            kv=64, o_buffer="v", q_stages=1, extra_v_stages=1, reference="first", key_order="ascending"
+        ),
     ),
     "O in V of three": replace(_CAUSAL, tiles={**_tiles(192, 64, o_buffer="v"), "stages": 3}),
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
+    "early distances": replace(_WINDOW, score="relative_bias", tiles=_tiles(distance_terms="early")),
+    "two early distances of a list": replace(
+        _CAUSAL,
+        mask="window(40) or kv < 4",
+        score="20 * tanh((score + table[head, q - kv]) / 20) + exp(-abs(q - kv) / 32) * gain[kv]",
+        inputs={
+            "table": {"index": ["head", "q - kv"], "dtype": "fp32"},
+            "gain": {"index": ["kv"], "dtype": "fp32"},
+        },
+        tiles=_tiles(distance_terms="early"),
+    ),
+    "early distances without overlap": replace(
+        _FULL,
+        score="t5_encoder_bias",
+        tiles=_tiles(distance_terms="early", overlap=False, tile_order="dynamic"),
+    ),
     "map": replace(_CAUSAL, mask="causal and (q - kv) % 96 < 3", tiles=_tiles()),
     "kept for each query": replace(
         _CAUSAL,

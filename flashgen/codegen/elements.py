@@ -19,7 +19,6 @@ from flashgen.codegen.levels import (
     Level,
     Levels,
     Scope,
-    distance_only,
     level_of,
     levelled,
 )
@@ -37,10 +36,10 @@ from flashgen.codegen.parts import (
 from flashgen.codegen.reads import C_TYPES, Reads
 from flashgen.codegen.reals import ElementPrinter
 from flashgen.plan.model import KernelPlan
+from flashgen.plan.operations import distance_parts
 from flashgen.spec import derivation
 from flashgen.spec.affine import is_whole
 from flashgen.spec.bounds import RowBounds
-from flashgen.spec.functions import COSTLY
 from flashgen.spec.inputs import TensorInput
 from flashgen.spec.printer import to_text
 from flashgen.spec.symbols import KV, SCALE, SCORE, SEQLEN_KV, SEQLEN_Q
@@ -128,7 +127,7 @@ class _Build:
 
     def _score(self) -> Score:
         printer = self._printer(self._head, Scope("query."), Scope("row."), pairs=True)
-        expr, diagonals = self._diagonals(printer, levelled(self._plan.score.expr))
+        expr, diagonals = self._diagonals(printer, self._plan.score.expr)
         argument, tanh, element, capped = None, None, None, False
         if (split := _split_tanh(expr)) is not None:
             inner, slope, factor, expr = split
@@ -149,14 +148,16 @@ class _Build:
             tanh=tanh,
             capped=capped,
             diagonals=diagonals,
+            early=getattr(self._plan.schedule, "distance_terms", "late") == "early",
             element=element,
         )
 
     def _diagonals(self, printer: ElementPrinter, expr: Expr) -> tuple[Expr, tuple[Diagonal, ...]]:
-        """The score with symbols for its diagonals. Rows that are packed are not eight positions apart."""
+        """The score, levelled, with symbols for its diagonals. Packed rows are not eight positions apart."""
         diagonals: list[Diagonal] = []
         packed = getattr(self._plan.schedule, "pack_gqa", False)
-        for part in [] if packed else _diagonals(expr):
+        for found in () if packed else distance_parts(expr):
+            part = levelled(found)
             name = f"diagonal{len(diagonals) + 1 if diagonals else ''}"
             whole: Kind = "int64_t" if printer.extents.wide(part) else "int"
             kind: Kind = whole if is_whole(part) else "float"
@@ -167,8 +168,8 @@ class _Build:
             symbol = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
             if kind != "float":
                 printer.extents.define(symbol, part)
-            expr = expr.xreplace({part: symbol})
-        return expr, tuple(diagonals)
+            expr = expr.xreplace({found: symbol})
+        return levelled(expr), tuple(diagonals)
 
     def _keep(self) -> Keep:
         printer = self._printer(self._head, Scope("query."), Scope("row."))
@@ -240,19 +241,6 @@ def _of_head(factors: tuple[Expr, ...]) -> tuple[list[Expr], list[Expr]]:
     """`factors` in those that all elements of a head share, and the others."""
     shared = [factor for factor in factors if level_of(factor) in ("constant", "head")]
     return shared, [factor for factor in factors if factor not in shared]
-
-
-def _diagonals(expr: Expr) -> list[Expr]:
-    """The largest parts that cost something for each element and depend on q and kv only through q - kv."""
-    if level_of(expr) != "element":
-        return []
-    costly = any(level_of(node) == "element" for node in expr.atoms(*COSTLY))
-    if costly and isinstance(expr, Expr) and not expr.has(PRODUCT) and distance_only(expr):
-        return [expr]
-    found: list[Expr] = []
-    for arg in expr.args:
-        found += [part for part in _diagonals(arg) if part not in found]
-    return found
 
 
 def _inputs(plan: KernelPlan) -> tuple[str, ...]:

@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import sympy
-from sympy import Expr
 from sympy.core.function import AppliedUndef
-from sympy.core.relational import Relational
 
 from flashgen.codegen.identifiers import identifier
 from flashgen.codegen.printer import bracketed
@@ -147,13 +145,3 @@ class Levels:
     def below(self, level: Level) -> bool:
         """Whether `level` is outside of the one that is being printed."""
         return LEVELS.index(level) < LEVELS.index(self.at)
-
-
-def distance_only(expr: Expr) -> bool:
-    """Whether `expr` depends on `q` and `kv` only through their distance."""
-    if not (expr.has(Q) and expr.has(FIRST_KV, COLUMN)):
-        return False
-    compared = {test: test.func(test.lhs - test.rhs, 0) for test in expr.atoms(Relational)}
-    distance = sympy.Symbol("distance'", integer=True)
-    moved = expr.xreplace(compared).xreplace({COLUMN: Q - FIRST_KV - distance})
-    return not moved.has(Q, FIRST_KV, COLUMN)

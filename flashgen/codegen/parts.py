@@ -82,22 +82,34 @@ class Score:
     tanh: str | None  # the `ScaledTanh` of the head
     capped: bool  # it is that tanh alone, and rises with Q . K: the softmax takes it (capped_softmax.cuh)
     diagonals: tuple[Diagonal, ...]
+    early: bool  # the diagonals are computed for all elements beforehand
     element: Function | None  # None: the tanh is all there is
 
     @property
     def edges(self) -> bool:
-        functions = (self.argument, self.element, *(diagonal.function for diagonal in self.diagonals))
-        return any(function is not None and function.edges for function in functions)
+        own = any(function is not None and function.edges for function in (self.argument, self.element))
+        return own or (not self.early and self.diagonal_edges)
+
+    @property
+    def diagonal_edges(self) -> bool:
+        """The same of the diagonals."""
+        return any(diagonal.function.edges for diagonal in self.diagonals)
 
     @property
     def rows(self) -> int:
         """How many rows of a thread are looked at: the diagonals of both are those of the first."""
         reads = any(function is not None and function.reads_row for function in (self.argument, self.element))
-        return 2 if reads else 1 if self.row.members else 0
+        return 2 if reads else self.diagonal_rows if not self.early else 0
+
+    @property
+    def diagonal_rows(self) -> int:
+        """The same for the diagonals alone."""
+        return 1 if self.row.members else 0
 
     def call(self, function: Function) -> str:
         """`function` of element e of column tile j."""
-        diagonals = {diagonal.name: f"{diagonal.array}[e]" for diagonal in self.diagonals}
+        at = "distances.{}[e < 2 ? j + 1 : j][e % 2]" if self.early else "{}s[e]"
+        diagonals = {diagonal.name: at.format(diagonal.name) for diagonal in self.diagonals}
         return function.call(
             query="queries[e / 2]",
             row="rows[e / 2]",

@@ -75,6 +75,7 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
             yield {"key_order": "ascending" if schedule.key_order == "descending" else "descending"}
             if plan.mask.derivation.route == "bounds":
                 yield {"edge_tiles": "inline" if schedule.edge_tiles == "apart" else "apart"}
+        yield {"distance_terms": "early" if schedule.distance_terms == "late" else "late"}
         yield {"reference": "running" if schedule.reference == "first" else "first"}
         for order in ("static", "dynamic", *(("stream_k",) if plan.mask.keeps_all else ())):
             if order != schedule.tile_order:

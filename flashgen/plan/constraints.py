@@ -27,7 +27,9 @@ from flashgen.plan.tiling import (
     CONSUMER_REGISTERS,
     D16_QK,
     D16_V,
+    DISTANCES,
     DYNAMIC,
+    EARLY_DISTANCES,
     ELEMENT_REGISTERS,
     ELEMENTWISE,
     EXTRA_V_STAGES,
@@ -185,11 +187,11 @@ _ONE_INTERVAL = "a mask with one interval of keys for each row, in closed form"
 
 def _sm90() -> Family:
     q = BYTES * Q_STAGES * TILE_Q * PANEL_QK
+    v_stages = STAGES + EXTRA_V_STAGES
     p = BYTES * TILE_Q * PANEL_COLUMNS * sympy.ceiling(TILE_KV / PANEL_COLUMNS)
     smem = (
         q
-        + BYTES * STAGES * TILE_KV * (PANEL_QK + PANEL_V)
-        + BYTES * EXTRA_V_STAGES * TILE_KV * PANEL_V
+        + BYTES * TILE_KV * (STAGES * PANEL_QK + v_stages * PANEL_V)
         + (1 - P_IN_REGISTERS) * p
         + (1 - O_IN_Q - O_IN_V) * BYTES * TILE_Q * PANEL_V
         + BARRIER_BYTES
@@ -215,11 +217,10 @@ def _sm90() -> Family:
     # more than was allotted waits for ever: consumers of 248 beside another block hung an H200.
     allotted = 8 * sympy.floor(sympy.Min(MAX_REGISTERS, REGISTERS_PER_SM / threads) / 8)
     pool = 128 * PRODUCER_REGISTERS + 32 * WARPS * CONSUMER_REGISTERS
-    # q_full and q_empty of a warpgroup with its tile, two barriers of a buffer of K or V, the cluster's next tile
+    # q_full and q_empty of a warpgroup with its tile, two of each buffer of K and V, the cluster's next tile
     barriers = (
         36 * Q_STAGES * WARPS / 4
-        + 32 * STAGES
-        + 16 * EXTRA_V_STAGES
+        + 16 * (STAGES + v_stages)
         + 40 * (CLUSTER - 1) * DYNAMIC
         + FIRST * (20 + WARPS * (25 + Q_STAGES))
     )
@@ -251,7 +252,7 @@ def _sm90() -> Family:
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
             Limit("O staged in Q", O_IN_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
             Limit("O staged in V", O_IN_V * PANEL_COLUMNS, TILE_KV, "rows of V's buffer"),
-            Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, STAGES + EXTRA_V_STAGES, "buffers of V", by="kernel"),
+            Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, v_stages, "buffers of V", by="kernel"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
             # tile_kv is a multiple of 16, so that each block's share is whole 8-row patterns of the swizzle
             Limit("cluster", CLUSTER, sympy.Integer(2), "blocks in a cluster", by="kernel"),
@@ -275,6 +276,12 @@ def _sm90() -> Family:
                 FIRST,
                 CLOSED_FORM * (1 - ELEMENTWISE + CAPPED) * OVERLAP,
                 f"{_ONE_INTERVAL}, no score but one tanh, and overlap",
+            ),
+            Requirement(
+                "early distances",
+                EARLY_DISTANCES * (1 + PACK_GQA),
+                sympy.Min(DISTANCES, 1),
+                "a score with terms that depend on q - kv alone, and heads that are not packed",
             ),
             Requirement("O in V in a cluster", O_IN_V * (CLUSTER - 1), zero, "no clusters"),
             Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),

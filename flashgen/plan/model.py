@@ -44,6 +44,8 @@ class Sm90Schedule:
     edge_tiles: Literal["inline", "apart"] = "inline"  # apart: tiles at a mask's edges get their own loop
     output_wait: Literal["early", "middle", "late"] = "middle"  # await O += P V before, in, after the softmax
     rescale: Literal["early", "late"] = "early"  # rescale O after the softmax, or beside the next Q K^T
+    # parts of a score that depend on q - kv alone: computed while S = Q K^T runs, or after it
+    distance_terms: Literal["early", "late"] = "late"
     pack_gqa: bool = False  # fold the query heads of one K/V head into the q tile
     o_buffer: Literal["q", "v", "own"] = "q"  # O is staged in a buffer of Q or V, or in one of its own
     producer_registers: int = 24  # setmaxnreg, a multiple of 8 from 24 to 256, as for the consumers

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import sympy
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 from sympy.logic.boolalg import BooleanFunction
 
 from flashgen.spec.functions import COSTLY, modulo, sigmoid
@@ -77,6 +78,25 @@ def query_values(expr: sympy.Basic) -> int:
     return sum(map(query_values, expr.args))
 
 
+@lru_cache(maxsize=512)
+def distance_parts(expr: sympy.Basic) -> tuple[sympy.Expr, ...]:
+    """The largest parts that cost something for each element and depend on q and kv only through q - kv."""
+    if not expr.has(KV, SCORE):
+        return ()
+    costly = any(node.has(KV) for node in expr.atoms(*COSTLY))
+    if costly and isinstance(expr, sympy.Expr) and not expr.has(SCORE) and _of_distance(expr):
+        return (expr,)
+    return tuple(dict.fromkeys(part for arg in expr.args for part in distance_parts(arg)))
+
+
+def _of_distance(expr: sympy.Expr) -> bool:
+    if not expr.has(Q):
+        return False
+    compared = {test: test.func(test.lhs - test.rhs, 0) for test in expr.atoms(Relational)}
+    moved = expr.xreplace(compared).xreplace({KV: Q - sympy.Dummy(integer=True)})
+    return not moved.has(Q, KV)
+
+
 def _of(roots: tuple[sympy.Basic, ...]) -> Operations:
     """Of every part that differs from element to element, each counted once."""
     pending, seen, found = list(roots), set(), NOTHING
@@ -131,4 +151,13 @@ def _of_node(part: sympy.Basic) -> Operations:
     return Operations(plain=1)
 
 
-__all__ = ["NOTHING", "ROW_REGISTERS", "Operations", "is_capped", "of_condition", "of_score", "query_values"]
+__all__ = [
+    "NOTHING",
+    "ROW_REGISTERS",
+    "Operations",
+    "distance_parts",
+    "is_capped",
+    "of_condition",
+    "of_score",
+    "query_values",
+]

@@ -27,7 +27,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
     "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
-    "q_stages extra_v_stages cluster producer_registers consumer_registers"
+    "early_distances q_stages extra_v_stages cluster producer_registers consumer_registers"
 )
 (
     Q_IN_REGISTERS,
@@ -41,6 +41,7 @@ _SCHEDULE_SYMBOLS = _symbols(
     STREAM_K,
     APART,
     FIRST,
+    EARLY_DISTANCES,
     Q_STAGES,
     EXTRA_V_STAGES,
     CLUSTER,
@@ -51,8 +52,8 @@ _SCHEDULE_SYMBOLS = _symbols(
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
 # Mask and score, see `Head`; 0 or 1 but for the registers.
-_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise capped element_registers")
-UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, CAPPED, ELEMENT_REGISTERS = _MASK_SYMBOLS
+_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise capped distances element_registers")
+UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, CAPPED, DISTANCES, ELEMENT_REGISTERS = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -79,6 +80,9 @@ SM90_OVERHEAD = 28
 # tested by: they spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
 SM90_TESTED = 20
 SM90_TESTED_READ = 24
+# And where a score reads tensors, beside what `operations.py` counts: biases spilled 16 to 140 bytes at
+# head_dim 192 and 256 with 3 to spare, and none with 19.
+SM90_SCORE_READ = 8
 
 
 def pitch(head_dim: int) -> int:
@@ -106,9 +110,11 @@ class Head:
     plain_ends: bool = True  # whether the ends are arithmetic of q and the lengths, without choices and reads
     heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
     elementwise: bool = False  # whether scores are computed on, or tested, one by one
+    distances: int = 0  # terms of the score that depend on q - kv alone, and cost something
     capped: bool = False  # whether all that is computed on scores is one tanh, which the softmax takes
     element_registers: int = 0  # that score and listed mask take of a thread
     tested: bool = False  # whether a listed mask's elements are tested one by one
+    score_reads: int = 0  # tensors that the score reads at every element
     tested_reads: int = 0  # tensors that a listed mask reads at every element
     row_registers: int = 0  # and what they know of a row and a head, where sm80 holds it through the loop
     query_values: int = 0  # and numbers that each of a thread's rows keeps through the loop
@@ -174,7 +180,8 @@ class Tiling:
         else:
             wide = max(head.dim_qk, head.dim_v) >= 192
             tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
-            base = SM90_OVERHEAD + tested + 2 * head.query_values
+            reads = SM90_SCORE_READ * (head.score_reads > 0 and wide)
+            base = SM90_OVERHEAD + tested + reads + 2 * head.query_values
             per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
@@ -182,6 +189,7 @@ class Tiling:
         choices |= {f"o_in_{buffer}": choices.get("o_buffer") == buffer for buffer in "qv"}
         choices["apart"] = choices.get("edge_tiles") == "apart"
         choices["first"] = choices.get("reference") == "first"
+        choices["early_distances"] = choices.get("distance_terms") == "early"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
             TILE_Q: self.tile_q,
@@ -196,6 +204,7 @@ class Tiling:
             HEADS_ALIKE: int(head.heads_alike),
             ELEMENTWISE: int(head.elementwise),
             CAPPED: int(head.capped),
+            DISTANCES: head.distances,
             ELEMENT_REGISTERS: head.element_registers,
             PITCH_QK: pitch(head.dim_qk),
             PITCH_V: pitch(head.dim_v),

@@ -6,12 +6,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from sympy import Piecewise, true
+from sympy import Basic, Piecewise, true
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
 from flashgen.plan.model import MaskPlan, ScorePlan
-from flashgen.plan.operations import ROW_REGISTERS, is_capped, of_condition, of_score, query_values
+from flashgen.plan.operations import (
+    ROW_REGISTERS,
+    distance_parts,
+    is_capped,
+    of_condition,
+    of_score,
+    query_values,
+)
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
@@ -39,13 +46,20 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         plain_ends=plain_ends,
         heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols and not sink,
         elementwise=score.expr != SCORE or mask.listed,
+        distances=len(distance_parts(score.expr)),
         capped=is_capped(score.expr) and not mask.listed,
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
         tested=residual != true,
-        tested_reads=sum(read.has(KV) for read in residual.atoms(AppliedUndef)),
+        score_reads=_reads(score.expr),
+        tested_reads=_reads(residual),
         row_registers=ROW_REGISTERS * sum(parts),
         query_values=query_values(score.expr) + query_values(residual),
     )
+
+
+def _reads(expr: Basic) -> int:
+    """Tensors that are read anew for each key."""
+    return sum(read.has(KV) for read in expr.atoms(AppliedUndef))
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Schedule(Record, Mapping[str, Any]):
     edge_tiles: Literal["inline", "apart"] | None = None
     output_wait: Literal["early", "middle", "late"] | None = None
     rescale: Literal["early", "late"] | None = None
+    distance_terms: Literal["early", "late"] | None = None
     pack_gqa: Flag | None = None
     o_buffer: Literal["q", "v", "own"] | None = None
     producer_registers: Registers | None = None

@@ -55,6 +55,18 @@ def test_gallery(family: str, name: str, head_dim: int) -> None:
         run(kernel, shaped, family, **shaped.given("cuda"))
 
 
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("mask", ["full", "causal", {"window": 100}, "window(40) or kv < 4"])
+@pytest.mark.parametrize("score", ["relative_bias", "t5_bias", "t5_encoder_bias"])
+def test_distance_terms_beside_the_products(hopper: None, score: str, mask: Any, head_dim: int) -> None:
+    tiles = {"schedule": {"distance_terms": "early"}}
+    case = case_of("full", head_dim, mask=mask, score=score, tiles=tiles)
+    kernel = kernel_of(case, "sm90")
+    for seqlen_q, seqlen_kv in LENGTHS:
+        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
+        run(kernel, shaped, "sm90", **shaped.given("cuda"))
+
+
 @pytest.mark.parametrize(
     "name", ["alibi", "document", "natten_2d", "relative_bias", "sink_window", "padded causal"]
 )
