@@ -87,6 +87,16 @@ CASES = {
         ),
     ),
     "O in V of three": replace(_CAUSAL, tiles={**_tiles(192, 64, o_buffer="v"), "stages": 3}),
+    "first of a bias": replace(
+        _WINDOW,
+        score="relative_bias",
+        seqlen_q=300,
+        seqlen_kv=300,
+        tiles=_tiles(reference="first", distance_terms="early"),
+    ),
+    "first of alibi, all keys": replace(
+        _CAUSAL, mask="full", score="alibi", tiles=_tiles(reference="first", key_order="ascending")
+    ),
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
@@ -178,6 +188,21 @@ def test_the_lse_does_not_drift(folder: Path) -> None:
     _, lse = _kernel(case, folder)(case, (q, k, v), Machine(blocks=5, resident=5))
     _, exact = reference(case.spec(), q, k, v)
     assert float(((lse.double() - exact) / exact).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("any_maximum", [False, True])
+def test_keys_that_a_bias_all_but_drops_are_no_reference(folder: Path, any_maximum: bool) -> None:
+    """The first key tile of each row: exponentials relative to -1e9 would all have to be repeated."""
+    score = "score - where(kv < seqlen_kv - 40, 0, 1e9)"
+    case = replace(_CAUSAL, mask="full", score=score, tiles=_tiles(reference="first"))
+
+    def mutate(text: str) -> str:
+        return text.replace("has_usual_maximum", "has_maximum") if any_maximum else text
+
+    kernel = _kernel(case, folder, mutate)
+    o, lse = kernel(case, inputs := case.tensors(), Machine(blocks=5, resident=2))
+    assert_exact(case, o, lse, *inputs)
+    assert bool((kernel.links == _KEPT).all()) != any_maximum
 
 
 _STATEMENT = "if (lane == 0) shared.{0}_empty[{0}_ring.stage].arrive();"

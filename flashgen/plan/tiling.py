@@ -83,6 +83,9 @@ SM90_TESTED_READ = 24
 # And where a score reads tensors, beside what `operations.py` counts: biases spilled 16 to 140 bytes at
 # head_dim 192 and 256 with 3 to spare, and none with 19.
 SM90_SCORE_READ = 8
+# And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
+# at head_dim 256 with none to spare.
+SM90_SCORE_FIRST = 8
 
 
 def pitch(head_dim: int) -> int:
@@ -181,7 +184,9 @@ class Tiling:
             wide = max(head.dim_qk, head.dim_v) >= 192
             tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
             reads = SM90_SCORE_READ * (head.score_reads > 0 and wide)
-            base = SM90_OVERHEAD + tested + reads + 2 * head.query_values
+            elementwise = head.elementwise and not head.capped
+            first = SM90_SCORE_FIRST * (self.schedule.reference == "first" and elementwise and wide)
+            base = SM90_OVERHEAD + tested + reads + first + 2 * head.query_values
             per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}

@@ -107,6 +107,12 @@ struct OnlineSoftmax {
     return maximum[0] > negative_infinity() && maximum[1] > negative_infinity();
   }
 
+  // And are no lower than scores usually are, in natural units: where a bias all but drops the first keys, they are no
+  // reference for the others.
+  __device__ __forceinline__ bool has_usual_maximum() const {
+    return maximum[0] > -16.0f && maximum[1] > -16.0f;
+  }
+
   // The maxima of the rows, with these scores.
   template <int kTiles>
   __device__ __forceinline__ void row_maxima(const float (&s)[kTiles][4], float (&m)[2]) const {

@@ -103,6 +103,19 @@ def test_capped_scores(poisoned: None, head_dim: int, mask: Any, cap: int) -> No
         run(shaped, longer_keys=0.01)
 
 
+@pytest.mark.parametrize("score", ["relative_bias", "alibi", "dense_bias", "t5_encoder_bias"])
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("mask", MASKS[:3], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_scores_of_elements(poisoned: None, head_dim: int, mask: Any, order: str, score: str) -> None:
+    tiles = schedules(key_order=order)
+    case = Case(head_dim, head_dim, heads_kv=2, group=2, mask=mask, score=score, batch=2, tiles=tiles)
+    for seqlen_q, seqlen_kv in ((77, 300), (1500, 1500), (900, 333)):
+        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
+        run(shaped)
+        run(shaped, longer_keys=0.01)
+
+
 def test_sinks(poisoned: None) -> None:
     case = Case(64, 64, heads_kv=4, mask="causal", sink=True, seqlen_q=900, seqlen_kv=900, tiles=FIRST)
     run(case)
