@@ -97,6 +97,12 @@ CASES = {
     "first of alibi, all keys": replace(
         _CAUSAL, mask="full", score="alibi", tiles=_tiles(reference="first", key_order="ascending")
     ),
+    "first of a bias, shared": replace(
+        _FULL,
+        dtype="bf16",
+        score="relative_bias",
+        tiles=_tiles(kv=16, reference="first", distance_terms="early", tile_order="stream_k"),
+    ),
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),

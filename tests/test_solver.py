@@ -32,6 +32,7 @@ from flashgen.plan.constraints import FAMILIES, violations
 from flashgen.plan.cost import cost
 from flashgen.plan.tiling import Head, Tiling
 from flashgen.spec import AttentionSpec, RowBounds, load_spec, parse_spec
+from flashgen.spec.model import Tiles
 from flashgen.spec.symbols import SEQLEN_KV, Q
 
 H200 = ARCHS["sm_90a"]
@@ -275,6 +276,7 @@ def test_a_hopper_schedule_that_does_not_fit(tiles: dict[str, object], message: 
         ("full", "edge_tiles", "apart", "needs a mask with one interval of keys for each row"),
         ("document", "reference", "first", "needs a mask with one interval of keys for each row"),
         ("document", "pack_gqa", True, "needs a mask with one interval of keys for each row"),
+        ("causal", "distance_terms", "early", "needs a score with terms that depend on q - kv alone"),
     ],
 )
 def test_a_schedule_that_the_mask_rules_out_is_named_and_placed(
@@ -286,6 +288,24 @@ def test_a_schedule_that_the_mask_rules_out_is_named_and_placed(
     (problem,) = error.value.problems
     assert problem.message.startswith(f"{field}={str(value).lower()} {message}")
     assert problem.location == spec.locate("tiles", "schedule", field) is not None
+
+
+def test_early_distances_leave_the_heads_unpacked() -> None:
+    spec = AttentionSpec(
+        name="decode",
+        attention={
+            "heads": {"q": 16, "kv": 2},
+            "head_dim": 128,
+            "mask": "causal",
+            "score": "score * exp(-abs(q - kv) / 64)",
+        },
+        workload={"batch": 8, "seqlen": {"q": 1, "kv": 4096}},
+    )
+    packed = solve(spec, H200).schedule
+    tiles = Tiles.model_validate({"schedule": {"distance_terms": "early"}})
+    early = solve(spec.model_copy(update={"tiles": tiles}), H200).schedule
+    assert isinstance(packed, Sm90Schedule) and packed.pack_gqa
+    assert isinstance(early, Sm90Schedule) and not early.pack_gqa and early.distance_terms == "early"
 
 
 def test_only_values_that_hurt_are_named() -> None:

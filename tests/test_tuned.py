@@ -186,6 +186,25 @@ def test_it_is_said_where_another_mask_was_measured() -> None:
 
 
 @pytest.mark.parametrize(
+    ("measured", "dtype", "reference"),
+    [("causal_softcap30", "bf16", "first"), ("causal_softcap30", "fp16", "running"), ("", "bf16", "running")],
+)
+def test_a_score_keeps_the_reference_that_it_was_measured_with(
+    measured: str, dtype: str, reference: str
+) -> None:
+    softcap = AttentionSpec(
+        name="tuned",
+        attention={"heads": 16, "head_dim": 128, "dtype": dtype, "mask": "causal", "score": "softcap(30)"},
+        workload={"batch": 4, "seqlen": 4096},
+    )
+    schedule = {**entry().schedule, "distance_terms": "early"}  # of which this score has none
+    kept = tunings(entry(variant=measured, tile_kv=96, schedule=schedule))
+    plan = rank(softcap, H200, tunings=[kept]).best
+    assert isinstance(plan.schedule, Sm90Schedule) and plan.why.origin == "tuned"
+    assert (plan.schedule.reference, plan.schedule.distance_terms) == (reference, "late")
+
+
+@pytest.mark.parametrize(
     "tiles",
     [{"kv": 64}, {"stages": 2}, {"schedule": {"q_stages": 1}}],
     ids=str,

@@ -40,6 +40,7 @@ _ONE_OF: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "stream_k": ("tile_order", ("stream_k",)),
     "apart": ("edge_tiles", ("apart",)),
     "first": ("reference", ("first",)),
+    "early_distances": ("distance_terms", ("early",)),
 }
 
 
@@ -194,7 +195,9 @@ def _subject(use: Usage, tiling: Tiling, given: Given, spec: AttentionSpec) -> t
 def _field(symbol: str, chosen: Mapping[str, str]) -> str | None:
     """The schedule's field that a constraint's symbol speaks of, where the chosen value has a part in it."""
     name, values = _ONE_OF.get(symbol, (symbol, ()))
-    return name if name in chosen and (not values or chosen[name] in values) else None
+    if name not in chosen or chosen[name] == "0":
+        return None
+    return name if not values or chosen[name] in values else None
 
 
 def _hint(use: Usage, tiling: Tiling, workload: Workload, arch: Arch) -> str | None:

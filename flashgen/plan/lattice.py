@@ -182,9 +182,10 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     uneven = not workload.mask.keeps_all
     plain = head.closed_form and workload.score == ScorePlan()
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
+    packable = packable and given.schedule.get("distance_terms") != "early"
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
-    first = workload.suits_first_reference and given.schedule.get("overlap", True)
+    first = workload.first_reference_by_default and given.schedule.get("overlap", True)
     orders: tuple[Literal["dynamic", "static", "stream_k"], ...] = ("static", "stream_k")
     if uneven:
         orders = ("dynamic",)

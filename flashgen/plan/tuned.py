@@ -188,10 +188,18 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
 
 
 def adapted(entry: Tuned, work: Workload) -> Tuned:
-    """The entry without the choices that this workload does not allow, where the measured one did."""
+    """The entry without the choices that this workload does not allow, where the measured one did.
+
+    Of a score as little as the solver takes unasked, unless that score was measured.
+    """
     choices = dict(entry.schedule)
-    if choices.get("reference") == "first" and not work.suits_first_reference:
+    first = work.first_reference_by_default
+    if entry.variant == variant(work):
+        first = work.suits_first_reference
+    if choices.get("reference") == "first" and not first:
         choices["reference"] = "running"
+    if choices.get("distance_terms") == "early" and not work.head.distances:
+        choices["distance_terms"] = "late"
     if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:
         choices["tile_order"] = "dynamic"
     return entry.model_copy(update={"schedule": choices})

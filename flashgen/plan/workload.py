@@ -113,8 +113,12 @@ class Workload:
         """Whether exponentials relative to the first key tile's maximum are possible, and rarely leave their
         range: in fp16 they do at 65504, where a score is 11 above that maximum.
         """
-        head = self.head
-        return head.closed_form and not head.elementwise and self.dtype != "fp16"
+        return self.head.closed_form and self.dtype != "fp16"
+
+    @property
+    def first_reference_by_default(self) -> bool:
+        """Where it was measured to be ahead."""
+        return self.suits_first_reference and not self.head.elementwise
 
     @cached_property
     def coverage(self) -> Coverage:
