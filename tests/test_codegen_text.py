@@ -77,6 +77,12 @@ def test_a_bias_of_the_distance_is_read_once_per_diagonal() -> None:
     assert text.count("score_row(params, terms,") == 1, "the other row is not read"
 
 
+def test_a_distance_within_another_is_in_both() -> None:
+    score = "log(1 + exp(-abs(q - kv) / 64)) * gain[kv] + score * exp(-abs(q - kv) / 64)"
+    text = render(solved(score=score, tensors="{gain: {index: [kv], dtype: fp32}}")).text
+    assert "return diagonal * s * params.scale + diagonal2 * gain;" in function(text, "score_element")
+
+
 def test_neighbouring_columns_of_a_bias_are_one_load_where_their_address_allows_it() -> None:
     text = printed("dense_bias")
     assert "bias = read_column<kEdge, kPairs>(row.bias, c, row.bias_last);" in text

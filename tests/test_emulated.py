@@ -106,6 +106,33 @@ CASES = {
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
+    "tile overlap": replace(_FULL, heads_kv=4, group=1, tiles=_tiles(tile_overlap=True, tile_order="static")),
+    "tile overlap, first of a causal mask": replace(
+        _CAUSAL,
+        heads_kv=6,
+        group=1,
+        batch=2,
+        seqlen_q=300,
+        tiles=_tiles(
+            kv=64, tile_overlap=True, key_order="ascending", reference="first", o_buffer="v", q_stages=1
+        ),
+    ),
+    "tile overlap of a causal mask": replace(
+        _CAUSAL,
+        score="alibi",
+        sink=True,
+        seqlen_q=300,
+        tiles=_tiles(tile_overlap=True, key_order="ascending", o_buffer="q", q_stages=2, ping_pong=False),
+    ),
+    "tile overlap, shared": replace(
+        _FULL, heads_kv=3, group=1, tiles=_tiles(kv=16, tile_overlap=True, tile_order="stream_k", q_stages=1)
+    ),
+    "tile overlap, packed": replace(
+        _CAUSAL,
+        group=4,
+        heads_kv=1,
+        tiles=_tiles(tile_overlap=True, key_order="ascending", pack_gqa=True, reference="first"),
+    ),
     "early distances": replace(_WINDOW, score="relative_bias", tiles=_tiles(distance_terms="early")),
     "two early distances of a list": replace(
         _CAUSAL,
@@ -196,19 +223,29 @@ def test_the_lse_does_not_drift(folder: Path) -> None:
     assert float(((lse.double() - exact) / exact).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("any_maximum", [False, True])
-def test_keys_that_a_bias_all_but_drops_are_no_reference(folder: Path, any_maximum: bool) -> None:
+_IN_SHORT_LOOP = "softmax.exponentiate(s, scale_log2, 0);"
+
+
+@pytest.mark.parametrize("mask", ["full", "q - kv < 1000"])
+@pytest.mark.parametrize(
+    ("was", "instead", "kept"),
+    [
+        ("nothing", "nothing", True),
+        ("has_usual_maximum", "has_maximum", False),
+        (_IN_SHORT_LOOP, f"in_range = false; {_IN_SHORT_LOOP}", False),
+    ],
+    ids=["as it is", "any maximum", "the short loop shows"],
+)
+def test_keys_that_a_bias_all_but_drops_are_no_reference(
+    folder: Path, mask: Any, was: str, instead: str, kept: bool
+) -> None:
     """The first key tile of each row: exponentials relative to -1e9 would all have to be repeated."""
     score = "score - where(kv < seqlen_kv - 40, 0, 1e9)"
-    case = replace(_CAUSAL, mask="full", score=score, tiles=_tiles(reference="first"))
-
-    def mutate(text: str) -> str:
-        return text.replace("has_usual_maximum", "has_maximum") if any_maximum else text
-
-    kernel = _kernel(case, folder, mutate)
+    case = replace(_CAUSAL, mask=mask, score=score, tiles=_tiles(reference="first"))
+    kernel = _kernel(case, folder, lambda text: text.replace(was, instead))
     o, lse = kernel(case, inputs := case.tensors(), Machine(blocks=5, resident=2))
     assert_exact(case, o, lse, *inputs)
-    assert bool((kernel.links == _KEPT).all()) != any_maximum
+    assert bool((kernel.links == _KEPT).all()) == kept
 
 
 _STATEMENT = "if (lane == 0) shared.{0}_empty[{0}_ring.stage].arrive();"

@@ -218,6 +218,17 @@ THREE = Sm90Schedule(producer_registers=32, consumer_registers=160)
         (Tiling("sm90", 128, 64, 2, 8, replace(TWO, cluster=2, tile_order="dynamic")), 64, {"producer"}),
         (Tiling("sm90", 128, 64, 2, 8, replace(TWO, pack_gqa=True)), 64, {"packed heads"}),
         (Tiling("sm90", 64, 16, 16, 4, replace(ONE, q_stages=16)), 8, {"barriers"}),
+        # The emulator shows how this one hangs.
+        (
+            Tiling("sm90", 128, 64, 1, 8, replace(TWO, o_buffer="v", extra_v_stages=1)),
+            64,
+            {"O staged in V, beside K"},
+        ),
+        (
+            Tiling("sm90", 192, 64, 2, 12, replace(THREE, o_buffer="v")),
+            64,
+            {"O staged in V, each warpgroup"},
+        ),
         (
             Tiling("sm90", 320, 16, 2, 20, replace(TWO, consumer_registers=80)),
             8,

@@ -155,6 +155,7 @@ class _Build:
     def _diagonals(self, printer: ElementPrinter, expr: Expr) -> tuple[Expr, tuple[Diagonal, ...]]:
         """The score, levelled, with symbols for its diagonals. Packed rows are not eight positions apart."""
         diagonals: list[Diagonal] = []
+        symbols: dict[Expr, sympy.Symbol] = {}  # replaced together: a part may stand within another
         packed = getattr(self._plan.schedule, "pack_gqa", False)
         for found in () if packed else distance_parts(expr):
             part = levelled(found)
@@ -165,11 +166,10 @@ class _Build:
             function = self._function(printer, f"score_{name}", kind, "Score", part)
             printer.least_column = 0
             diagonals.append(Diagonal(name, function))
-            symbol = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
+            symbols[found] = sympy.Symbol(f"{name}'", **{"real" if kind == "float" else "integer": True})
             if kind != "float":
-                printer.extents.define(symbol, part)
-            expr = expr.xreplace({found: symbol})
-        return levelled(expr), tuple(diagonals)
+                printer.extents.define(symbols[found], part)
+        return levelled(expr.xreplace(symbols)), tuple(diagonals)
 
     def _keep(self) -> Keep:
         printer = self._printer(self._head, Scope("query."), Scope("row."))

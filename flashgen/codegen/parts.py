@@ -108,7 +108,7 @@ class Score:
 
     def call(self, function: Function) -> str:
         """`function` of element e of column tile j."""
-        at = "distances.{}[e < 2 ? j + 1 : j][e % 2]" if self.early else "{}s[e]"
+        at = "distances.{}[j + 1 - e / 2][e % 2]" if self.early else "{}s[e]"
         diagonals = {diagonal.name: at.format(diagonal.name) for diagonal in self.diagonals}
         return function.call(
             query="queries[e / 2]",

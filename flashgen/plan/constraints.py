@@ -21,6 +21,7 @@ from flashgen.arch import Arch
 from flashgen.plan.model import Sm80Schedule, Sm90Schedule
 from flashgen.plan.tiling import (
     APART,
+    ASCENDING,
     CLOSED_FORM,
     CLUSTER,
     CONSUMER_REGISTERS,
@@ -35,6 +36,7 @@ from flashgen.plan.tiling import (
     FIRST,
     FRAGMENT_OVERHEAD,
     GROUP,
+    HAS_FIRST,
     HEAD_DIM_V,
     HEADS_ALIKE,
     MAX_REGISTERS,
@@ -59,6 +61,7 @@ from flashgen.plan.tiling import (
     STREAM_K,
     SYMBOLS,
     TILE_KV,
+    TILE_OVERLAP,
     TILE_Q,
     UNMASKED,
     WARPS,
@@ -209,6 +212,8 @@ def _sm90() -> Family:
         + 4 * FIRST * (1 - UNMASKED)
         # 29 of 466 proposals spilled without it, 11 with TILE_KV / 8 + 8
         + ELEMENTWISE * TILE_KV / 4
+        # held from before S to its use; one such term is in the line above
+        + EARLY_DISTANCES * sympy.Max(DISTANCES - 1, 0) * (TILE_KV / 4 + 2)
         + ELEMENT_REGISTERS
     )
     threads = 32 * WARPS + 128
@@ -252,6 +257,8 @@ def _sm90() -> Family:
             Limit("O staged in Q", O_IN_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
             Limit("O staged in V", O_IN_V * PANEL_COLUMNS, TILE_KV, "rows of V's buffer"),
             Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, v_stages, "buffers of V", by="kernel"),
+            # the producer hands the others' buffers over only after the next tile's second K
+            Limit("O staged in V, beside K", O_IN_V * sympy.Min(WARPS / 4, 2), STAGES, "buffers of K"),
             Limit("ping-pong", 8 * PING_PONG, WARPS, "warps to alternate between two warpgroups"),
             # tile_kv is a multiple of 16, so that each block's share is whole 8-row patterns of the swizzle
             Limit("cluster", CLUSTER, sympy.Integer(2), "blocks in a cluster", by="kernel"),
@@ -282,6 +289,21 @@ def _sm90() -> Family:
                 sympy.Min(DISTANCES, 1),
                 "a score with terms that depend on q - kv alone, and heads that are not packed",
             ),
+            Requirement(
+                "tile overlap",
+                TILE_OVERLAP,
+                CLOSED_FORM * OVERLAP * sympy.Max(UNMASKED, ASCENDING * (1 - HAS_FIRST)),
+                f"{_ONE_INTERVAL}, walked from its first key where it ends in different tiles, and overlap",
+            ),
+            Requirement("tile overlap beside Q", TILE_OVERLAP * O_IN_Q, Q_STAGES - 1, "Q or O elsewhere"),
+            Limit(  # whatever the tile: of 18 such plans at head_dim 256, 17 spilled 8 to 404 bytes
+                "tile overlap in shares",
+                TILE_OVERLAP * STREAM_K * HEAD_DIM_V,
+                sympy.Integer(128),
+                "columns of O beside S and a part of a tile",
+                by="kernel",
+            ),
+            Requirement("tile overlap in a cluster", TILE_OVERLAP * (CLUSTER - 1), zero, "no clusters"),
             Requirement("O in V in a cluster", O_IN_V * (CLUSTER - 1), zero, "no clusters"),
             Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),

@@ -27,7 +27,8 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
     "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
-    "early_distances q_stages extra_v_stages cluster producer_registers consumer_registers"
+    "early_distances tile_overlap ascending q_stages extra_v_stages cluster producer_registers "
+    "consumer_registers"
 )
 (
     Q_IN_REGISTERS,
@@ -42,6 +43,8 @@ _SCHEDULE_SYMBOLS = _symbols(
     APART,
     FIRST,
     EARLY_DISTANCES,
+    TILE_OVERLAP,
+    ASCENDING,
     Q_STAGES,
     EXTRA_V_STAGES,
     CLUSTER,
@@ -52,8 +55,16 @@ _SCHEDULE_SYMBOLS = _symbols(
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
 # Mask and score, see `Head`; 0 or 1 but for the registers.
-_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise capped distances element_registers")
-UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, CAPPED, DISTANCES, ELEMENT_REGISTERS = _MASK_SYMBOLS
+_MASK_SYMBOLS = _symbols("unmasked has_first closed_form heads_alike elementwise distances element_registers")
+(
+    UNMASKED,
+    HAS_FIRST,
+    CLOSED_FORM,
+    HEADS_ALIKE,
+    ELEMENTWISE,
+    DISTANCES,
+    ELEMENT_REGISTERS,
+) = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -80,12 +91,14 @@ SM90_OVERHEAD = 28
 # tested by: they spilled 32 to 140 bytes with 28 to 44 to spare, and none with 60.
 SM90_TESTED = 20
 SM90_TESTED_READ = 24
-# And where a score reads tensors, beside what `operations.py` counts: biases spilled 16 to 140 bytes at
-# head_dim 192 and 256 with 3 to spare, and none with 19.
-SM90_SCORE_READ = 8
+# And where a score reads tensors, or has terms of the distance, beside what `operations.py` counts: biases
+# spilled 16 to 140 bytes at head_dim 192 and 256 with 3 to spare, remainders 96 to 156; with 19 none did.
+SM90_SCORE_WIDE = 8
 # And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
+# And with the next tile's S beside this one's O, at its end: of 280 plans 7 spilled 8 to 128 bytes without.
+SM90_TILE_OVERLAP = 8
 
 
 def pitch(head_dim: int) -> int:
@@ -183,10 +196,11 @@ class Tiling:
         else:
             wide = max(head.dim_qk, head.dim_v) >= 192
             tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
-            reads = SM90_SCORE_READ * (head.score_reads > 0 and wide)
+            score = SM90_SCORE_WIDE * (head.score_reads + head.distances > 0 and wide)
             elementwise = head.elementwise and not head.capped
-            first = SM90_SCORE_FIRST * (self.schedule.reference == "first" and elementwise and wide)
-            base = SM90_OVERHEAD + tested + reads + first + 2 * head.query_values
+            score += SM90_SCORE_FIRST * (self.schedule.reference == "first" and elementwise and wide)
+            base = SM90_OVERHEAD + tested + score + 2 * head.query_values
+            base += SM90_TILE_OVERLAP * self.schedule.tile_overlap
             per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
@@ -194,6 +208,7 @@ class Tiling:
         choices |= {f"o_in_{buffer}": choices.get("o_buffer") == buffer for buffer in "qv"}
         choices["apart"] = choices.get("edge_tiles") == "apart"
         choices["first"] = choices.get("reference") == "first"
+        choices["ascending"] = choices.get("key_order") == "ascending"
         choices["early_distances"] = choices.get("distance_terms") == "early"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
@@ -205,10 +220,10 @@ class Tiling:
             HEAD_DIM_V: head.dim_v,
             GROUP: head.group,
             UNMASKED: int(head.unmasked),
+            HAS_FIRST: int(head.has_first),
             CLOSED_FORM: int(head.closed_form),
             HEADS_ALIKE: int(head.heads_alike),
             ELEMENTWISE: int(head.elementwise),
-            CAPPED: int(head.capped),
             DISTANCES: head.distances,
             ELEMENT_REGISTERS: head.element_registers,
             PITCH_QK: pitch(head.dim_qk),
