@@ -97,7 +97,8 @@ SM90_SCORE_WIDE = 8
 # And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
-# And with the next tile's S beside this one's O, at its end: of 280 plans 7 spilled 8 to 128 bytes without.
+# And with the next tile's S beside this one's O, at its end, where there is a score, or a mask beside the
+# running maximum: of 264 plans 6 spilled 8 to 40 bytes without.
 SM90_TILE_OVERLAP = 8
 
 
@@ -198,9 +199,11 @@ class Tiling:
             tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
             score = SM90_SCORE_WIDE * (head.score_reads + head.distances > 0 and wide)
             elementwise = head.elementwise and not head.capped
-            score += SM90_SCORE_FIRST * (self.schedule.reference == "first" and elementwise and wide)
+            first = self.schedule.reference == "first"
+            score += SM90_SCORE_FIRST * (first and elementwise and wide)
+            more = head.elementwise or not (first or head.unmasked)
+            score += SM90_TILE_OVERLAP * (self.schedule.tile_overlap and more)
             base = SM90_OVERHEAD + tested + score + 2 * head.query_values
-            base += SM90_TILE_OVERLAP * self.schedule.tile_overlap
             per_fragment = 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
