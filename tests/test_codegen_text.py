@@ -64,7 +64,7 @@ def test_what_a_query_has_without_its_keys_is_computed_before_the_loop(target: s
     assert "sqrt_approx" in outer and "log2_approx" in outer and "read(" in outer
     assert not re.search("sqrt_approx|log2_approx|read", inner)
     assert "floor_div" in function(text, "keep_query") and "floor_div(q" not in function(text, "keep_row")
-    loop = text.index("while (visit") if target == "sm_80" else text.index("auto issue_scores")
+    loop = text.index("while (visit") if target == "sm_80" else text.index("issue_scores(s, q_descriptor")
     for kind in ("score", "keep"):
         made = re.search(rf"{kind}_queries(\[kWarpBlocks\])?\[2\]", text)
         assert made is not None and made.start() < loop

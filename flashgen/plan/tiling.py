@@ -158,6 +158,21 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
     return 30 + unswizzled + 11 * narrow, k_steps
 
 
+def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
+    """Registers of an sm90 consumer beyond its accumulators and `Head.element_registers`."""
+    wide = max(head.dim_qk, head.dim_v) >= 192
+    first = schedule.reference == "first"
+    overhead = SM90_OVERHEAD + 2 * head.query_values
+    overhead += max(SM90_TESTED if head.tested and wide else 0, SM90_TESTED_READ * head.tested_reads)
+    if wide and head.score_reads + head.distances > 0:
+        overhead += SM90_SCORE_WIDE
+    if wide and first and head.elementwise and not head.capped:
+        overhead += SM90_SCORE_FIRST
+    if schedule.tile_overlap and (head.elementwise or not (first or head.unmasked)):
+        overhead += SM90_TILE_OVERLAP
+    return overhead
+
+
 def producer_need(head: Head, schedule: Sm90Schedule) -> int:
     """Registers without which the sm90 producer spills: what it holds grows with what it has to decide.
 
@@ -195,16 +210,7 @@ class Tiling:
             base += head.row_registers + 2 * head.query_values * (self.tile_q // (16 * self.warps))
             producer = 0
         else:
-            wide = max(head.dim_qk, head.dim_v) >= 192
-            tested = max(SM90_TESTED * (head.tested and wide), SM90_TESTED_READ * head.tested_reads)
-            score = SM90_SCORE_WIDE * (head.score_reads + head.distances > 0 and wide)
-            elementwise = head.elementwise and not head.capped
-            first = self.schedule.reference == "first"
-            score += SM90_SCORE_FIRST * (first and elementwise and wide)
-            more = head.elementwise or not (first or head.unmasked)
-            score += SM90_TILE_OVERLAP * (self.schedule.tile_overlap and more)
-            base = SM90_OVERHEAD + tested + score + 2 * head.query_values
-            per_fragment = 0
+            base, per_fragment = sm90_overhead(head, self.schedule), 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}

@@ -278,6 +278,29 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
   hand_over(kNoMore);
 }
 
+// S = Q K^T, by descriptors of the tiles: a batch of wgmma that is committed and not waited for.
+__device__ __forceinline__ void issue_scores(float (&s)[kTileKv / 8][4], uint64_t q, uint64_t k) {
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 8; ++step) {
+    const int column_bytes = (step % 4) * 32;
+    wgmma_scores(s, advance(q, (step / 4) * 64 * 128 + column_bytes),
+                 advance(k, (step / 4) * kTileKv * 128 + column_bytes), step > 0);
+  }
+  wgmma_commit();
+}
+
+// O += P V, likewise.
+__device__ __forceinline__ void issue_output(float (&o)[kHeadDimV / 8][4],
+                                             const uint32_t (&p)[kTileKv / 16][4], uint64_t v) {
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < kTileKv / 16; ++step) {
+    wgmma_output(o, p[step], advance(v, step * 16 * 128), 1);
+  }
+  wgmma_commit();
+}
+
 // A warpgroup computes its 64 rows of every tile that the producer hands it.
 __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionParams &params, int warpgroup) {
   const int warp = (threadIdx.x / 32) % 4;
@@ -362,28 +385,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       uint32_t p[kTileKv / 16][4];  // accumulators rounded in pairs are the fragments of an A operand
       float correction[2];
 
-      // S = Q K^T
-      auto issue_scores = [&]() {
-        const uint64_t k_descriptor = wgmma_descriptor(shared.k[k_ring.stage], 0);
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < 8; ++step) {
-          const int column_bytes = (step % 4) * 32;
-          wgmma_scores(s, advance(q_descriptor, (step / 4) * 64 * 128 + column_bytes),
-                       advance(k_descriptor, (step / 4) * kTileKv * 128 + column_bytes), step > 0);
-        }
-        wgmma_commit();
-      };
-      // O += P V
-      auto issue_output = [&]() {
-        const uint64_t v_descriptor = wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128);
-        wgmma_fence();
-#pragma unroll
-        for (int step = 0; step < kTileKv / 16; ++step) {
-          wgmma_output(o, p[step], advance(v_descriptor, step * 16 * 128), 1);
-        }
-        wgmma_commit();
-      };
       // S = -inf outside of the mask
       auto finish_scores = [&](int j) {
         if (j >= keys.unmasked_begin && j < keys.unmasked_end) return;
@@ -401,7 +402,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       };
 
       shared.k_full[k_ring.stage].wait(k_ring.parity);
-      issue_scores();
+      issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
       give_back();
       wgmma_wait<0>();
       pin_registers(s);
@@ -422,9 +423,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
           in_range &= softmax.has_maximum();
           for (; j >= max(keys.begin, keys.unmasked_begin); --j) {
             // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-            issue_scores();
+            issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
             shared.v_full[v_ring.stage].wait(v_ring.parity);
-            issue_output();
+            issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
             wgmma_wait<1>();
             pin_registers(s);
             if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -445,9 +446,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
           in_range &= softmax.sums_in_range();  // before they are scaled down
         }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-        issue_scores();
+        issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
         shared.v_full[v_ring.stage].wait(v_ring.parity);
-        issue_output();
+        issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
         wgmma_wait<1>();
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -469,7 +470,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       }
       if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
       shared.v_full[v_ring.stage].wait(v_ring.parity);
-      issue_output();
+      issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
       wgmma_wait<0>();
       pin_registers(o);
       if (lane == 0) shared.v_empty[v_ring.stage].arrive();
