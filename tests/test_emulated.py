@@ -97,29 +97,6 @@ CASES = {
     "alibi": replace(_CAUSAL, score="alibi", tiles=_tiles()),
     "documents": replace(_CAUSAL, mask="causal and document", seqlen_kv=150, batch=2, tiles=_tiles()),
     "list": replace(_CAUSAL, mask="window(40) or kv < 4", tiles=_tiles()),
-    "tile overlap": replace(_FULL, heads_kv=4, group=1, tiles=_tiles(tile_overlap=True, tile_order="static")),
-    "tile overlap, first of a causal mask": replace(
-        _MANY,
-        tiles=_tiles(
-            kv=64, tile_overlap=True, key_order="ascending", reference="first", o_buffer="v", q_stages=1
-        ),
-    ),
-    "tile overlap of a causal mask": replace(
-        _CAUSAL,
-        score="alibi",
-        sink=True,
-        seqlen_q=300,
-        tiles=_tiles(tile_overlap=True, key_order="ascending", o_buffer="q", q_stages=2, ping_pong=False),
-    ),
-    "tile overlap, shared": replace(
-        _FULL, heads_kv=3, group=1, tiles=_tiles(kv=16, tile_overlap=True, tile_order="stream_k", q_stages=1)
-    ),
-    "tile overlap, packed": replace(
-        _CAUSAL,
-        group=4,
-        heads_kv=1,
-        tiles=_tiles(tile_overlap=True, key_order="ascending", pack_gqa=True, reference="first"),
-    ),
     "early distances": replace(_WINDOW, score="relative_bias", tiles=_tiles(distance_terms="early")),
     "two early distances of a list": replace(
         _CAUSAL,
@@ -233,6 +210,33 @@ def test_keys_that_a_bias_all_but_drops_are_no_reference(
     o, lse = kernel(case, inputs := case.tensors(), Machine(blocks=5, resident=2))
     assert_exact(case, o, lse, *inputs)
     assert bool((kernel.links == _KEPT).all()) == kept
+
+
+@pytest.mark.parametrize("order", ["descending", "ascending"])
+@pytest.mark.parametrize("cap", [20, 50])
+def test_scores_beyond_the_polynomial_of_tanh_are_noticed(folder: Path, cap: int, order: str) -> None:
+    """By the sums alone: a key of every other row, not in its first tile, has tanh(1)."""
+    case = replace(
+        _CAUSAL, group=1, batch=2, score=f"softcap({cap})", tiles=_tiles(reference="first", key_order=order)
+    )
+    usual, unusual = case.tensors(), case.tensors()
+    q, k, _ = unusual
+    q[..., 0] = 0
+    q[:, ::2, :, 0] = 4
+    k[:, case.seqlen_kv // 3, :, 0] = cap / 4 * case.head_dim_qk**0.5
+    machine = Machine(blocks=5, resident=2)
+    kernel = _kernel(case, folder)
+    for inputs, kept in ((usual, True), (unusual, False)):
+        o, lse = kernel(case, inputs, machine)
+        assert_exact(case, o, lse, *inputs)
+        assert bool((kernel.links == _KEPT).all()) == kept
+    if cap == 20:  # at tanh(1), the polynomial is off by a third of a unit
+        unaware = _kernel(
+            case, folder, lambda text: text.replace("&= softmax.polynomial", "|= softmax.polynomial")
+        )
+        o, lse = unaware(case, unusual, machine)
+        with pytest.raises(AssertionError):
+            assert_exact(case, o, lse, *unusual)
 
 
 _STATEMENT = "if (lane == 0) shared.{0}_empty[{0}_ring.stage].arrive();"

@@ -31,8 +31,6 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"o_buffer": "v"},
     {"o_buffer": "v", "q_stages": 1, "ping_pong": False},
     {"o_buffer": "v", "q_stages": 1, "extra_v_stages": 1},
-    {"tile_overlap": True, "key_order": "ascending"},
-    {"tile_overlap": True, "key_order": "ascending", "reference": "first", "o_buffer": "v", "q_stages": 1},
     {"o_buffer": "v", "q_stages": 1, "reference": "first", "key_order": "ascending"},
     {"output_wait": "early"},
     {"output_wait": "late", "rescale": "late"},
@@ -44,9 +42,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"tile_order": "stream_k", "reference": "first", "q_stages": 1, "o_buffer": "q", "output_wait": "late"},
     {"tile_order": "stream_k", "reference": "first", "o_buffer": "v"},
 )
-IMPOSSIBLE = {
-    ("full", "edge_tiles"), ("causal", "stream_k"), ("window", "stream_k"), ("window", "tile_overlap"),
-}  # fmt: skip
+IMPOSSIBLE = {("full", "edge_tiles"), ("causal", "stream_k"), ("window", "stream_k")}
 
 
 @pytest.mark.compiler

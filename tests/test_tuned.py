@@ -187,7 +187,7 @@ def test_it_is_said_where_another_mask_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("measured", "dtype", "reference"),
-    [("causal_softcap30", "bf16", "first"), ("causal_softcap30", "fp16", "running"), ("", "bf16", "running")],
+    [("causal_softcap30", "bf16", "first"), ("causal_softcap30", "fp16", "running"), ("", "fp16", "running")],
 )
 def test_a_score_keeps_the_reference_that_it_was_measured_with(
     measured: str, dtype: str, reference: str
@@ -202,6 +202,36 @@ def test_a_score_keeps_the_reference_that_it_was_measured_with(
     plan = rank(softcap, H200, tunings=[kept]).best
     assert isinstance(plan.schedule, Sm90Schedule) and plan.why.origin == "tuned"
     assert (plan.schedule.reference, plan.schedule.distance_terms) == (reference, "late")
+
+
+FIRST = {"reference": "first"}
+
+
+@pytest.mark.parametrize("measured", ["full", "causal", None])
+@pytest.mark.parametrize(
+    ("mask", "score", "choices"),
+    [
+        ("causal", "score", {**FIRST, "output_wait": "middle", "distance_terms": "late"}),
+        ("causal", "alibi", {**FIRST, "key_order": "descending", "output_wait": "early", "ping_pong": False}),
+        ("full", "alibi", {"reference": "running"}),  # the first key tile is far from most rows
+        ("full", "relative_bias", {**FIRST, "output_wait": "early", "distance_terms": "early"}),
+        ("causal", "t5_bias", {**FIRST, "key_order": "descending", "distance_terms": "late"}),
+        ("full", "dense_bias", {**FIRST, "output_wait": "middle", "distance_terms": "late"}),
+        ("causal", "softcap(30)", {**FIRST, "key_order": "ascending", "output_wait": "middle"}),
+        ("causal and document", "softcap(30)", {"reference": "running"}),
+    ],
+)
+def test_what_a_score_is_computed_with(
+    mask: str, score: str, choices: dict[str, Any], measured: str | None
+) -> None:
+    """Without a tuning, and with one of a mask alone."""
+    spec = AttentionSpec(
+        name="scored",
+        attention={"heads": 16, "head_dim": 128, "mask": mask, "score": score},
+        workload={"batch": 4, "seqlen": 4096},
+    )
+    schedule = rank(spec, H200, tunings=[tunings(entry(mask=measured))] if measured else []).best.schedule
+    assert {name: getattr(schedule, name) for name in choices} == choices
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,6 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
         for buffer in ("q", "v", "own"):
             if buffer != schedule.o_buffer:
                 yield {"o_buffer": buffer}
-        yield {"tile_overlap": not schedule.tile_overlap}
         yield {"extra_v_stages": 0 if schedule.extra_v_stages else 1}
     yield {"stages": plan.stages + 1}
     step = 16 if plan.family == "sm90" else 32

@@ -38,7 +38,6 @@ _ONE_OF: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "o_in_v": ("o_buffer", ("v", "own")),
     "dynamic": ("tile_order", ("dynamic",)),
     "stream_k": ("tile_order", ("stream_k",)),
-    "ascending": ("key_order", ("descending",)),
     "apart": ("edge_tiles", ("apart",)),
     "first": ("reference", ("first",)),
     "early_distances": ("distance_terms", ("early",)),

@@ -178,14 +178,15 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     """What measured well on an H200. P in shared memory, no overlap, clusters, other orders are there to be
     asked for under `tiles.schedule`, and `flashgen tune` tries some; none was ahead everywhere.
     """
-    head = workload.head
+    head, asked = workload.head, given.schedule
     uneven = not workload.mask.keeps_all
     plain = head.closed_form and workload.score == ScorePlan()
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
-    packable = packable and given.schedule.get("distance_terms") != "early"
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
-    first = workload.first_reference_by_default and given.schedule.get("overlap", True)
+    packed = short and packable and asked.get("distance_terms") != "early"
+    first = workload.first_reference_by_default and asked.get("overlap", True)
+    first = first and asked.get("cluster", 1) == 1 and asked.get("reference", "first") == "first"
     orders: tuple[Literal["dynamic", "static", "stream_k"], ...] = ("static", "stream_k")
     if uneven:
         orders = ("dynamic",)
@@ -195,11 +196,12 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
             q_stages=q_stages,
             rescale="late" if head.dim_v >= WIDE_V and plain else "early",
             tile_order=tile_order,
-            reference="first" if first and given.schedule.get("cluster", 1) == 1 else "running",
-            pack_gqa=short and packable,
+            reference="first" if first else "running",
+            pack_gqa=packed,
             o_buffer=o_buffer,
         )
-        yield with_registers(replace(schedule, **given.schedule), workload.head, warpgroups, given.schedule)
+        chosen = workload.score_choices if first and not packed else {}
+        yield with_registers(replace(schedule, **{**chosen, **asked}), head, warpgroups, asked)
 
 
 def with_registers(

@@ -27,8 +27,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
     "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
-    "early_distances tile_overlap ascending q_stages extra_v_stages cluster producer_registers "
-    "consumer_registers"
+    "early_distances q_stages extra_v_stages cluster producer_registers consumer_registers"
 )
 (
     Q_IN_REGISTERS,
@@ -43,8 +42,6 @@ _SCHEDULE_SYMBOLS = _symbols(
     APART,
     FIRST,
     EARLY_DISTANCES,
-    TILE_OVERLAP,
-    ASCENDING,
     Q_STAGES,
     EXTRA_V_STAGES,
     CLUSTER,
@@ -55,16 +52,8 @@ _SCHEDULE_SYMBOLS = _symbols(
 _HEAD_SYMBOLS = _symbols("head_dim_qk head_dim_v group pitch_qk pitch_v panel_qk panel_v d16_qk d16_v")
 HEAD_DIM_QK, HEAD_DIM_V, GROUP, PITCH_QK, PITCH_V, PANEL_QK, PANEL_V, D16_QK, D16_V = _HEAD_SYMBOLS
 # Mask and score, see `Head`; 0 or 1 but for the registers.
-_MASK_SYMBOLS = _symbols("unmasked has_first closed_form heads_alike elementwise distances element_registers")
-(
-    UNMASKED,
-    HAS_FIRST,
-    CLOSED_FORM,
-    HEADS_ALIKE,
-    ELEMENTWISE,
-    DISTANCES,
-    ELEMENT_REGISTERS,
-) = _MASK_SYMBOLS
+_MASK_SYMBOLS = _symbols("unmasked closed_form heads_alike elementwise distances element_registers")
+UNMASKED, CLOSED_FORM, HEADS_ALIKE, ELEMENTWISE, DISTANCES, ELEMENT_REGISTERS = _MASK_SYMBOLS
 # The chip.
 _CHIP_SYMBOLS = _symbols("smem_per_block registers_per_sm max_registers")
 SMEM_PER_BLOCK, REGISTERS_PER_SM, MAX_REGISTERS = _CHIP_SYMBOLS
@@ -97,9 +86,6 @@ SM90_SCORE_WIDE = 8
 # And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
-# And with the next tile's S beside this one's O, at its end, where there is a score, or a mask beside the
-# running maximum: of 264 plans 6 spilled 8 to 40 bytes without.
-SM90_TILE_OVERLAP = 8
 
 
 def pitch(head_dim: int) -> int:
@@ -128,6 +114,7 @@ class Head:
     heads_alike: bool = True  # whether mask and score are the same for all query heads of a group
     elementwise: bool = False  # whether scores are computed on, or tested, one by one
     distances: int = 0  # terms of the score that depend on q - kv alone, and cost something
+    distances_are_reads: bool = True  # whether each of them is an element of a tensor, without arithmetic
     capped: bool = False  # whether all that is computed on scores is one tanh, which the softmax takes
     element_registers: int = 0  # that score and listed mask take of a thread
     tested: bool = False  # whether a listed mask's elements are tested one by one
@@ -161,15 +148,12 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
 def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
     """Registers of an sm90 consumer beyond its accumulators and `Head.element_registers`."""
     wide = max(head.dim_qk, head.dim_v) >= 192
-    first = schedule.reference == "first"
     overhead = SM90_OVERHEAD + 2 * head.query_values
     overhead += max(SM90_TESTED if head.tested and wide else 0, SM90_TESTED_READ * head.tested_reads)
     if wide and head.score_reads + head.distances > 0:
         overhead += SM90_SCORE_WIDE
-    if wide and first and head.elementwise and not head.capped:
+    if wide and schedule.reference == "first" and head.elementwise and not head.capped:
         overhead += SM90_SCORE_FIRST
-    if schedule.tile_overlap and (head.elementwise or not (first or head.unmasked)):
-        overhead += SM90_TILE_OVERLAP
     return overhead
 
 
@@ -217,7 +201,6 @@ class Tiling:
         choices |= {f"o_in_{buffer}": choices.get("o_buffer") == buffer for buffer in "qv"}
         choices["apart"] = choices.get("edge_tiles") == "apart"
         choices["first"] = choices.get("reference") == "first"
-        choices["ascending"] = choices.get("key_order") == "ascending"
         choices["early_distances"] = choices.get("distance_terms") == "early"
         values = {symbol: int(choices.get(symbol.name, 0)) for symbol in _SCHEDULE_SYMBOLS}
         return values | {
@@ -229,7 +212,6 @@ class Tiling:
             HEAD_DIM_V: head.dim_v,
             GROUP: head.group,
             UNMASKED: int(head.unmasked),
-            HAS_FIRST: int(head.has_first),
             CLOSED_FORM: int(head.closed_form),
             HEADS_ALIKE: int(head.heads_alike),
             ELEMENTWISE: int(head.elementwise),

@@ -188,16 +188,15 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
 
 
 def adapted(entry: Tuned, work: Workload) -> Tuned:
-    """The entry without the choices that this workload does not allow, where the measured one did.
-
-    Of a score as little as the solver takes unasked, unless that score was measured.
-    """
+    """The entry without the choices that this workload does not allow, where the measured one did."""
     choices = dict(entry.schedule)
     first = work.first_reference_by_default
     if entry.variant == variant(work):
         first = work.suits_first_reference
     if choices.get("reference") == "first" and not first:
         choices["reference"] = "running"
+    if entry.variant != variant(work) and not choices.get("pack_gqa"):
+        choices |= work.score_choices
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"
     if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:

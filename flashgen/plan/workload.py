@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sympy import Basic, Piecewise, true
+from sympy import Basic, Dummy, Function, Piecewise, true
 from sympy.core.function import AppliedUndef
 
 from flashgen.plan.coverage import Coverage
@@ -22,7 +22,7 @@ from flashgen.plan.operations import (
 from flashgen.plan.tiles import Align, TileCounts
 from flashgen.plan.tiling import Head
 from flashgen.spec.inputs import RuntimeParameter, TensorInput
-from flashgen.spec.symbols import HEAD, KV, SCORE
+from flashgen.spec.symbols import HEAD, KV, SCORE, Q
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
@@ -35,6 +35,7 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
     ends = [end for segment in segments for end in (segment.first, segment.last) if end is not None]
     plain_ends = not any(end.atoms(AppliedUndef, Piecewise) for end in ends)
     parts = (score.expr != SCORE, mask.listed, not plain_ends)
+    parts_of_distance = distance_parts(score.expr)
     return Head(
         dim_qk,
         dim_v,
@@ -46,7 +47,8 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         plain_ends=plain_ends,
         heads_alike=HEAD not in mask.condition.free_symbols | score.expr.free_symbols and not sink,
         elementwise=score.expr != SCORE or mask.listed,
-        distances=len(distance_parts(score.expr)),
+        distances=len(parts_of_distance),
+        distances_are_reads=all(_is_plain_read(part) for part in parts_of_distance),
         capped=is_capped(score.expr) and not mask.listed,
         element_registers=of_score(score.expr).registers + of_condition(residual).registers,
         tested=residual != true,
@@ -55,6 +57,17 @@ def head_of(dim_qk: int, dim_v: int, group: int, mask: MaskPlan, score: ScorePla
         row_registers=ROW_REGISTERS * sum(parts),
         query_values=query_values(score.expr) + query_values(residual),
     )
+
+
+def _is_plain_read(part: Basic) -> bool:
+    indices = part.args if isinstance(part, AppliedUndef) else (part,)
+    return isinstance(part, AppliedUndef) and not any(i.has(Function, Piecewise) for i in indices)
+
+
+def _of_positions(expr: Basic) -> bool:
+    """Whether an expression computes with positions, and not only reads tensors at them."""
+    reads = {read: Dummy() for read in expr.atoms(AppliedUndef)}
+    return bool(expr.xreplace(reads).has(Q, KV))
 
 
 def _reads(expr: Basic) -> int:
@@ -117,8 +130,39 @@ class Workload:
 
     @property
     def first_reference_by_default(self) -> bool:
-        """Where it was measured to be ahead."""
-        return self.suits_first_reference and not self.head.elementwise
+        """Whether the first key tile is like the others. What is computed of positions, as ALiBi's distances,
+        is highest at a row's own position, where only a causal mask lets the keys begin.
+        """
+        causal = [segment.last for segment in self.mask.derivation.segments] == [Q]
+        return self.suits_first_reference and (causal or not _of_positions(self.score.expr))
+
+    @property
+    def score_choices(self) -> dict[str, Any]:
+        """What measured best in an `Sm90Schedule` for scores that are computed, relative to the first key
+        tile (docs/performance.md, the fourth round).
+        """
+        head, choices = self.head, dict[str, Any]()
+        causal = not self.mask.keeps_all
+        if not head.elementwise or not self.first_reference_by_default:
+            return choices
+        if head.capped:
+            if causal and head.dim_v > 64:  # a whole key tile tells at once that no tanh is needed
+                choices["key_order"] = "ascending"
+            return choices
+        if causal:  # scores that fall with the distance are highest at a row's own position
+            choices |= {"key_order": "descending", "ping_pong": False}
+        if head.distances and head.distances_are_reads:  # arithmetic would only take the place of other work
+            choices["distance_terms"] = "early"
+        if head.score_reads <= head.distances:  # else reads of each element are under way meanwhile
+            choices["output_wait"] = "early"
+        return choices
+        if not self.mask.keeps_all:  # scores that fall with the distance are highest at a row's own position
+            choices["key_order"] = "descending"
+        if head.distances and head.distances_are_reads:  # arithmetic would only take the place of other work
+            choices["distance_terms"] = "early"
+        if head.score_reads <= head.distances:  # else reads of each element are under way meanwhile
+            choices["output_wait"] = "early"
+        return choices
 
     @cached_property
     def coverage(self) -> Coverage:

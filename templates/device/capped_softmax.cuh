@@ -10,6 +10,8 @@
 
 // See OnlineSoftmax. `maximum` is that of s, and `reference` that of the capped score times log2(e).
 struct CappedSoftmax : OnlineSoftmax {
+  bool polynomial = false;  // takes tanh's place relative to a reference that stays; the same for a warp
+
   template <typename Mask, int kTiles>
   __device__ __forceinline__ void update(float (&s)[kTiles][4], const ScaledTanh &cap, float (&correction)[2],
                                          Mask mask) {
@@ -37,12 +39,14 @@ struct CappedSoftmax : OnlineSoftmax {
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
                                                const float (&correction)[2]) {
     bool small = cap.polynomial_serves(reference[0]) && cap.polynomial_serves(reference[1]);
-    if (!__all_sync(0xffffffff, small)) {  // a low cap: all scores must be small, not the largest alone
+    if (!__all_sync(0xffffffff, small)) {  // a low cap, or few keys: all scores must be small, not the largest alone
       float largest = 0.0f;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) largest = fmaxf(largest, fabsf(s[j][e]));
+        for (int e = 0; e < 4; ++e) {
+          if (s[j][e] != negative_infinity()) largest = fmaxf(largest, fabsf(s[j][e]));
+        }
       }
       small = cap.is_near_zero(largest);
     }
@@ -69,15 +73,21 @@ struct CappedSoftmax : OnlineSoftmax {
     }
   }
 
+  // Before key tiles that are exponentiated relative to a reference that stays, of `keys` in all: whether the polynomial is to
+  // take tanh's place in them. That is likely to serve where scores like the present maximum would, in every key.
+  __device__ __forceinline__ void choose(const ScaledTanh &cap, int keys) {
+    const float limit = cap.polynomial_limit();
+    const float highest = limit - (log2_approx(static_cast<float>(keys)) - 2.0f);  // a thread has a quarter of the keys
+    polynomial = true;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) polynomial = polynomial && reference[r] <= highest && reference[r] >= -0.5f * limit;
+    polynomial = __all_sync(0xffffffff, polynomial);
+  }
+
   // With a reference that stays, of one row, but for the sums; no score is -inf.
   template <int kTiles>
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap, int r) const {
-    float largest = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      largest = fmaxf(largest, fmaxf(fabsf(s[j][2 * r]), fabsf(s[j][2 * r + 1])));
-    }
-    if (__all_sync(0xffffffff, cap.is_near_zero(largest))) {
+    if (polynomial) {
       float slope[3];
       of_polynomial(cap, slope);
 #pragma unroll
@@ -93,6 +103,21 @@ struct CappedSoftmax : OnlineSoftmax {
         for (int e = 2 * r; e < 2 * r + 2; ++e) s[j][e] = by_tanh(s[j][e], a, cap.k, reference[r]);
       }
     }
+  }
+
+  // After those key tiles: whether the polynomial served, which the sums tell, so that no score is looked at. None of the
+  // exponentials is more than their sum, so all scores were near zero from above; the polynomial rises everywhere. Those
+  // not near zero from below are each off by less than exp(-0.537 a): together by less than 2^-10 of the sum. Not for NaN.
+  __device__ __forceinline__ bool polynomial_served(const ScaledTanh &cap, int keys) const {
+    if (!polynomial) return true;
+    bool served = true;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float off = static_cast<float>(keys) * exp2_approx(-0.537f * kLog2e * cap.a - reference[r]);
+      const float row_sum = quad_sum(sum[r]);  // of all lanes, whatever the others find
+      served = served && sum[r] <= exp2_approx(cap.polynomial_limit() - reference[r]) && off <= 0x1p-10f * row_sum;
+    }
+    return served;
   }
 
   // Before `finish`: from here on `maximum` is that of the capped scores.

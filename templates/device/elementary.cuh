@@ -53,9 +53,11 @@ struct ScaledTanh {
   // near zero from above, and what is not near zero from below, where tanh is -0.537, is less than exp(-16) = 1.1e-7 of the
   // largest exponential; the polynomial rises everywhere, so it gives less than that too. a is positive.
   __device__ __forceinline__ bool polynomial_serves(float log2_value) const {
-    return log2_value <= fminf(0.537f * a, 16.0f) * kLog2e &&
-           log2_value >= fmaxf(16.0f - 0.537f * a, -16.0f) * kLog2e;
+    return log2_value <= polynomial_limit() && log2_value >= fmaxf(16.0f - 0.537f * a, -16.0f) * kLog2e;
   }
+
+  // The largest a * tanh(k * x) * log2(e) that the polynomial may stand for.
+  __device__ __forceinline__ float polynomial_limit() const { return fminf(0.537f * a, 16.0f) * kLog2e; }
 
   __device__ __forceinline__ float anywhere(float x) const { return a * tanh_approx(k * x); }
 };

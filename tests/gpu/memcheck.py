@@ -11,7 +11,6 @@ CHOICES = (
     {"tile_order": "stream_k"},
     {"reference": "first"},
     {"reference": "first", "tile_order": "dynamic"},
-    {"reference": "first", "tile_overlap": True, "o_buffer": "v", "q_stages": 1},
 )
 HEAD_DIMS = ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))
 

@@ -53,28 +53,6 @@ def test_more_buffers_of_v_than_of_k(poisoned: None, mask: Any, reference: str) 
         run(shaped, longer_keys=0.003)
 
 
-@pytest.mark.parametrize("reference", ["first", "running"])
-@pytest.mark.parametrize(
-    ("mask", "order"), [("full", "dynamic"), ("full", "stream_k"), ("causal", "dynamic")]
-)
-@pytest.mark.parametrize(
-    ("head_dim", "o_buffer", "q_stages"),
-    [(64, "own", 2), (64, "q", 2), (128, "own", 2), (128, "v", 1), (256, "v", 1)],
-)
-def test_tiles_that_overlap(
-    poisoned: None, head_dim: int, o_buffer: str, q_stages: int, mask: str, order: str, reference: str
-) -> None:
-    if head_dim == 256 and order == "stream_k":
-        order = "static"  # shares take what registers there are
-    schedule = {"reference": reference, "tile_order": order, "o_buffer": o_buffer, "q_stages": q_stages}
-    tiles = {"q": 128, "kv": 64, "schedule": {**schedule, "tile_overlap": True, "key_order": "ascending"}}
-    case = Case(head_dim, head_dim, heads_kv=4, group=2, mask=mask, batch=3, tiles=tiles)
-    for seqlen_q, seqlen_kv in ((1, 1), (77, 300), (700, 650), (1500, 1500), (130, 2900), (900, 333)):
-        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
-        run(shaped)
-        run(shaped, longer_keys=0.003)
-
-
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_tiles_that_blocks_share(poisoned: None, head_dim: int) -> None:
     """A part that leaves the range has the whole tile repeated, by the block that began it."""

@@ -176,10 +176,12 @@ def test_attention_is_exact(options: dict[str, Any]) -> None:
 
 
 def _host_us(call: Callable[[], object]) -> float:
-    """Microseconds of host time per call: the median of batches short enough for the launch queue."""
+    """Microseconds of host time per call: the median of batches short enough for the launch queue, over long
+    enough that a process which starts beside them is not all of it.
+    """
     batch = 50
     times = []
-    for _ in range(20):
+    for _ in range(400):
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(batch):

@@ -2,7 +2,7 @@
 //
 // Attention forward for the spec "gemma2-9b":
 // mask causal, bf16, head_dim 256, 2 query heads per K/V head.
-// Tiles of 128 queries x 64 keys, 2 computing warpgroups and a producer, 2 K/V buffers; 198656 bytes of shared memory.
+// Tiles of 128 queries x 64 keys, 2 computing warpgroups and a producer, 2 K/V buffers, 1 more of V; 231424 bytes of shared memory.
 //
 // Printed by flashgen. To compile: nvcc -std=c++17 -arch=sm_90a -I templates/device -cubin FILE.cu
 #include "capped_softmax.cuh"
@@ -25,6 +25,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
+  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
@@ -33,6 +34,7 @@ using Element = bf16;
 constexpr int kTileQ = 128;
 constexpr int kTileKv = 64;
 constexpr int kStages = 2;
+constexpr int kVStages = 3;
 constexpr int kQStages = 1;
 constexpr int kHeadDimV = 256;
 constexpr int kGroup = 2;  // query heads per K/V head
@@ -47,26 +49,33 @@ constexpr int kVBytes = kTileKv * kPanelsV * 128;
 
 // A unit of work: a q tile of a head, and the key tiles [begin, end) that any of its rows needs.
 struct Tile {
-  int q, head, batch, begin, end;
+  int q, head, batch, begin, end, index;
 };
+constexpr int kAllOnce = -1, kNoMore = -2;  // in the place of a batch: all tiles were handed over once; were all done
+constexpr int kKept = -2;
 
 // Tells the compiler that all lanes of a warp hold the same value or tile, so that its loops are uniform.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
 
 __device__ __forceinline__ Tile uniform(const Tile &tile) {
-  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end)};
+  return {uniform(tile.q), uniform(tile.head), uniform(tile.batch), uniform(tile.begin), uniform(tile.end), uniform(tile.index)};
 }
 
 struct alignas(1024) SharedStorage {
   char q[kQStages][kWarpgroups][kPanelsQk][64 * 128];
   char k[kStages][kPanelsQk][kTileKv * 128];
-  char v[kStages][kPanelsV][kTileKv * 128];
+  char v[kVStages][kPanelsV][kTileKv * 128];
   Barrier q_full[kQStages][kWarpgroups], q_empty[kQStages][kWarpgroups];
   Barrier k_full[kStages], k_empty[kStages];
-  Barrier v_full[kStages], v_empty[kStages];
+  Barrier v_full[kVStages], v_empty[kVStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
+  Tile current[kWarpgroups][4];  // of each warp
+  int repeat[kWarpgroups];  // the last tile that left the range; -1: none. `links` has the ones before
+  int repeated_for;         // the warpgroup whose tiles are repeated now
+  int repeating;            // whether any are
+  Barrier reported;         // by each warpgroup, after its last tile
 };
-static_assert(sizeof(SharedStorage) + 1024 <= 198656, "more shared memory than planned");
+static_assert(sizeof(SharedStorage) + 1024 <= 231424, "more shared memory than planned");
 
 // S[64 x kTileKv] (+)= Q[64 x 16] K^T
 __device__ __forceinline__ void wgmma_scores(float (&d)[8][4], uint64_t a, uint64_t b, int accumulate) {
@@ -189,13 +198,14 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
   const HeadTerms terms = head_terms(params, batch, head);
   const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params, terms);
-  return {q, head, batch, keys.begin, keys.end};
+  return {q, head, batch, keys.begin, keys.end, index};
 }
 
 // One thread feeds the block: K, Q and V in the order in which they are consumed.
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
-  RingPosition<kStages> k_ring, v_ring;
+  RingPosition<kStages> k_ring;
+  RingPosition<kVStages> v_ring;
   // After a tile, each warpgroup stages its O in the next buffer of V: handed over like a V, with nothing in it.
   int to_stage = 0;
   auto hand_over_staging = [&](int left) {
@@ -232,8 +242,43 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 
   int index = blockIdx.x;
   const int stride = gridDim.x;
-  while (index < params.tiles) {
-    const Tile tile = tile_at(index, params);
+  auto hand_over = [&](int batch) {
+#pragma unroll 1
+    for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
+      shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
+      shared.tile[q_ring.stage][warpgroup].batch = batch;
+      shared.q_full[q_ring.stage][warpgroup].arrive();
+    }
+    q_ring.advance();
+  };
+  // After all other tiles, those that some warpgroup did not keep.
+  auto next_to_repeat = [&]() {
+    if (shared.repeating == 0) {
+      hand_over_staging(0);
+      hand_over(kAllOnce);
+      shared.reported.wait(0);
+      shared.repeating = 1;
+    }
+    for (;;) {
+      const int warpgroup = shared.repeated_for;
+      const int repeated = shared.repeat[warpgroup];
+      if (repeated < 0) {
+        if (warpgroup + 1 == kWarpgroups) return -1;
+        ++shared.repeated_for;
+        continue;
+      }
+      const int *links = params.links + static_cast<int64_t>(repeated) * kWarpgroups;
+      shared.repeat[warpgroup] = links[warpgroup];
+      bool before = false;  // repeated for another warpgroup already
+#pragma unroll 1
+      for (int i = 0; i < warpgroup; ++i) before = before || links[i] != kKept;
+      if (!before) return repeated;
+    }
+  };
+  for (;;) {
+    int place = index;
+    if (index >= params.tiles && (place = next_to_repeat()) < 0) break;
+    const Tile tile = tile_at(place, params);
     if (tile.begin < tile.end) load_k(tile, tile.begin);  // before Q, whose buffer may still be in use
 #pragma unroll
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -246,9 +291,10 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
         tma_load(shared.q[q_ring.stage][warpgroup][panel], &params.q, &full, panel * 64,
                  tile.q * kTileQ + warpgroup * 64, tile.head, tile.batch);
       }
+      // To the first warpgroup to end, before the others have read their Q for the last time; see load_v for theirs.
+      if (warpgroup == 0) hand_over_staging(kWarpgroups - 1);
     }
     q_ring.advance();
-    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
@@ -256,17 +302,13 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
     // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
-    index = stride + atomicInc(params.tile_counter, params.tiles - 1);
+    if (index < params.tiles) index = stride + atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
     hand_over_staging(0);  // of the tile before, where this one has no keys
     to_stage = kWarpgroups;
   }
   hand_over_staging(0);
-  for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
-    shared.q_empty[q_ring.stage][warpgroup].wait(q_ring.parity ^ 1);
-    shared.tile[q_ring.stage][warpgroup].batch = -1;
-    shared.q_full[q_ring.stage][warpgroup].arrive();
-  }
+  hand_over(kNoMore);
 }
 
 // S = Q K^T, by descriptors of the tiles: a batch of wgmma that is committed and not waited for.
@@ -299,7 +341,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   const int own_barrier = 1 + kWarpgroups + warpgroup;
 
   RingPosition<kQStages> q_ring;
-  RingPosition<kStages> k_ring, v_ring;
+  RingPosition<kStages> k_ring;
+  RingPosition<kVStages> v_ring;
+  auto is_repeating = [&]() { return __shfl_sync(0xffffffff, shared.repeating, 0) != 0; };
   // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
   // take the same number of turns: one less than the tile has key tiles.
   constexpr int kTurn = 1;
@@ -334,10 +378,18 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   };
   for (;;) {
     shared.q_full[q_ring.stage][warpgroup].wait(q_ring.parity);
-    const Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
-    if (tile.batch < 0) break;
-    const int row_begin = tile.q * kTileQ + warpgroup * 64;
-    const int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    Tile tile = uniform(shared.tile[q_ring.stage][warpgroup]);
+    if (tile.batch < kAllOnce) break;  // of a condition inside the next block, ptxas takes the loop for divergent
+    if (tile.batch == kAllOnce) {
+      named_barrier_sync<128>(own_barrier);
+      if (threadIdx.x % 128 == 0) shared.reported.arrive();
+      if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
+      q_ring.advance();
+      continue;
+    }
+    int row_begin = tile.q * kTileQ + warpgroup * 64;
+    int row = row_begin + warp * 16 + lane / 4;  // and row + 8
+    if (lane == 0) shared.current[warpgroup][warp] = tile;
     const HeadTerms terms = head_terms(params, tile.batch, tile.head);
     KeyTiles keys = key_tiles(row_begin, row_begin + 64, params, terms);
     if (row_begin >= row_count(params) || keys.begin >= keys.end) keys.begin = keys.end = tile.begin;
@@ -354,6 +406,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
     }
 
+    const bool repeating = is_repeating();  // with the running maximum as reference
+    if (repeating) keys.unmasked_end = keys.begin;  // none is taken as whole
+    bool in_range = true;
     float o[kHeadDimV / 8][4] = {};
     CappedSoftmax softmax;
 
@@ -397,7 +452,45 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      for (int j = keys.begin + 1; j < keys.end; ++j) {
+      // The short loop is for key tiles that all rows keep whole, once the reference is set.
+      int j = keys.begin + 1;
+      bool owed = false;  // whether O is still to be taken to the present maximum
+      bool settled = keys.begin < keys.unmasked_end;
+      while (j < keys.end) {
+        if (settled && j < keys.unmasked_end) {
+          in_range &= softmax.has_maximum();
+          softmax.choose(terms.bend, params.seqlen_kv);
+          if (owed) scale_rows(o, correction);
+          correction[0] = correction[1] = 1.0f;
+          owed = false;
+          for (; j < min(keys.end, keys.unmasked_end); ++j) {
+            // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
+            named_barrier_sync<256>(kTurn + warpgroup);
+            issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
+            shared.v_full[v_ring.stage].wait(v_ring.parity);
+            issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
+            named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
+            wgmma_wait<1>();
+            pin_registers(s);
+            if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+            k_ring.advance();
+            if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
+            softmax.exponentiate(s, terms.bend, 0);
+            // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
+            if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
+            wgmma_wait<0>();
+            pin_registers(o);
+            pin_registers(p);
+            if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+            v_ring.advance();
+            softmax.exponentiate(s, terms.bend, 1);
+            softmax.add(s);
+            round_probabilities();
+          }
+          if (j >= keys.end) break;
+          in_range &= softmax.sums_in_range();  // before they are scaled down
+          in_range &= softmax.polynomial_served(terms.bend, params.seqlen_kv);
+        }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
@@ -421,8 +514,11 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         v_ring.advance();
         softmax.exponentiate(s, terms.bend, correction);
         round_probabilities();
+        owed = true;
+        settled = j < keys.unmasked_end;
+        ++j;
       }
-      scale_rows(o, correction);
+      if (owed) scale_rows(o, correction);
       shared.v_full[v_ring.stage].wait(v_ring.parity);
       issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
       wgmma_wait<0>();
@@ -443,12 +539,32 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       skip_v();
     }
 
+    in_range &= softmax.in_range(o);
+    in_range &= softmax.polynomial_served(terms.bend, params.seqlen_kv);
+    // Read again, not kept: registers are short in the loops.
+    __syncwarp();
+    tile = uniform(shared.current[warpgroup][warp]);
+    row_begin = tile.q * kTileQ + warpgroup * 64;
+    row = row_begin + warp * 16 + lane / 4;
     // O = O / l, lse = m + log l
     float inverse[2];
     softmax.settle();
     softmax.finish(inverse);
     scale_rows(o, inverse);
-    if (params.lse != nullptr && lane % 4 == 0) {
+    for (int i = 0; i < warpgroup; ++i) skip_v();  // the warpgroups take the next buffers of V in turn
+    staged = v_ring.stage;
+    shared.v_full[staged].wait(v_ring.parity);  // empty, that is
+    v_ring.advance();
+    char *staging = shared.v[staged][0];
+    const bool kept = !named_barrier_any<128>(own_barrier, !in_range);
+    // Tiles of which some rows were not kept are repeated, for their warpgroups; the others have stored theirs.
+    int &link = params.links[static_cast<int64_t>(tile.index) * kWarpgroups + warpgroup];
+    const bool wanted = repeating ? link != kKept : kept;
+    if (threadIdx.x % 128 == 0 && !repeating) {
+      link = kept ? kKept : shared.repeat[warpgroup];
+      if (!kept) shared.repeat[warpgroup] = tile.index;
+    }
+    if (wanted && params.lse != nullptr && lane % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int lse_row = row + 8 * r;
@@ -459,15 +575,10 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         }
       }
     }
-    for (int i = 0; i < warpgroup; ++i) skip_v();  // the warpgroups take the next buffers of V in turn
-    staged = v_ring.stage;
-    shared.v_full[staged].wait(v_ring.parity);  // empty, that is
-    v_ring.advance();
-    char *staging = shared.v[staged][0];
     store_to_panels<Element>(staging, o, warp, lane);
     fence_async_proxy();
     named_barrier_sync<128>(own_barrier);
-    if (threadIdx.x % 128 == 0) {
+    if (threadIdx.x % 128 == 0 && wanted) {
 #pragma unroll
       for (int panel = 0; panel < kPanelsV; ++panel) {
         tma_store(&params.o, staging + panel * 64 * 128, panel * 64, row_begin, tile.head, tile.batch);
@@ -501,6 +612,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
       shared.k_empty[i].init(4 * kWarpgroups);  // one arrival of each warp
       shared.v_empty[i].init(4 * kWarpgroups);
     }
+    for (int i = kStages; i < kVStages; ++i) {
+      shared.v_full[i].init(1);
+      shared.v_empty[i].init(4 * kWarpgroups);
+    }
+    for (int i = 0; i < kWarpgroups; ++i) shared.repeat[i] = -1;
+    shared.repeated_for = shared.repeating = 0;
+    shared.reported.init(kWarpgroups);
     fence_barrier_init();
     prefetch_tensor_map(&params.q);
     prefetch_tensor_map(&params.k);

@@ -390,13 +390,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      // The short loop is for key tiles that all rows keep whole, once the reference is set.
+      // The short loop is for all key tiles once the reference is set: by one that all rows keep whole.
       int j = keys.begin + 1;
       bool settled = keys.begin < keys.unmasked_end;
       while (j < keys.end) {
-        if (settled && j < keys.unmasked_end) {
+        if (settled) {
           in_range &= softmax.has_maximum();
-          for (; j < min(keys.end, keys.unmasked_end); ++j) {
+          for (; j < keys.end; ++j) {
             // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
             named_barrier_sync<256>(kTurn + warpgroup);
             issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
@@ -407,6 +407,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             pin_registers(s);
             if (lane == 0) shared.k_empty[k_ring.stage].arrive();
             k_ring.advance();
+            finish_scores(j);
             softmax.exponentiate(s, scale_log2, 0);
             // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
             if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -419,8 +420,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             softmax.add(s);
             round_probabilities();
           }
-          if (j >= keys.end) break;
-          in_range &= softmax.sums_in_range();  // before they are scaled down
+          break;
         }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);

@@ -265,9 +265,10 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
         tma_load(shared.q[q_ring.stage][warpgroup][panel], &params.q, &full, panel * 64,
                  tile.q * kTileQ + warpgroup * 64, tile.head, tile.batch);
       }
+      // To the first warpgroup to end, before the others have read their Q for the last time; see load_v for theirs.
+      if (warpgroup == 0) hand_over_staging(kWarpgroups - 1);
     }
     q_ring.advance();
-    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
@@ -424,13 +425,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       if (skipped_before > 0) skip_v();
 
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
-      // The short loop is for key tiles that all rows keep whole, once the reference is set.
+      // The short loop is for all key tiles once the reference is set: by one that all rows keep whole.
       int j = keys.begin + 1;
       bool settled = keys.begin < keys.unmasked_end;
       while (j < keys.end) {
-        if (settled && j < keys.unmasked_end) {
+        if (settled) {
           in_range &= softmax.has_maximum();
-          for (; j < min(keys.end, keys.unmasked_end); ++j) {
+          for (; j < keys.end; ++j) {
             // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
             named_barrier_sync<256>(kTurn + warpgroup);
             issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
@@ -442,6 +443,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             if (lane == 0) shared.k_empty[k_ring.stage].arrive();
             k_ring.advance();
             if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
+            finish_scores(j);
             softmax.exponentiate(s, scale_log2, 0);
             // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
             if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
@@ -454,8 +456,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             softmax.add(s);
             round_probabilities();
           }
-          if (j >= keys.end) break;
-          in_range &= softmax.sums_in_range();  // before they are scaled down
+          break;
         }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
