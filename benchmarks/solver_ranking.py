@@ -132,6 +132,7 @@ def _name(tiling: Tiling) -> str:
         note
         for note, holds in (
             ("2 Q", schedule.q_stages > 1),
+            ("one more V", schedule.extra_v_stages > 0),
             (f"O in {schedule.o_buffer}", schedule.o_buffer != "q"),
             (f"{tiling.stages} stages", tiling.stages > 2),
             ("no ping-pong", not schedule.ping_pong),
