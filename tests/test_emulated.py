@@ -239,6 +239,25 @@ def test_scores_beyond_the_polynomial_of_tanh_are_noticed(folder: Path, cap: int
             assert_exact(case, o, lse, *unusual)
 
 
+def test_a_low_cap_and_a_steep_edge_repeat_no_tile(folder: Path) -> None:
+    """Where the polynomial cannot serve, tanh is taken at once; and what edge tiles add is not its affair."""
+    tiles = _tiles(64, 64, reference="first", key_order="ascending")
+    low = replace(_CAUSAL, heads_kv=1, group=1, seqlen_q=256, seqlen_kv=256, score="softcap(20)", tiles=tiles)
+    steep = replace(low, score="softcap(50)")
+    q, k, v = low.tensors()
+    q[:], k[:] = 0, 0
+    q[..., 0], k[..., 0] = 1, -6 * low.head_dim_qk**0.5  # all scores are -6, but that of key 0
+    k[:, 0] = 0
+    peaked = q, k, v
+    q, k, v = steep.tensors()
+    k = q * (24 * steep.head_dim_qk**0.5 / (q * q).sum(-1, keepdim=True))  # 24 on the diagonal
+    for case, inputs in ((low, peaked), (steep, (q, k.to(q.dtype), v))):
+        kernel = _kernel(case, folder)
+        o, lse = kernel(case, inputs, Machine(blocks=5, resident=2))
+        assert_exact(case, o, lse, *inputs)
+        assert (kernel.links == _KEPT).all()
+
+
 _STATEMENT = "if (lane == 0) shared.{0}_empty[{0}_ring.stage].arrive();"
 # What is left out or wrong in the printed text, and how that shows.
 MUTANTS = {

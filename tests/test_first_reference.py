@@ -26,7 +26,8 @@ extern "C" int run(int key_tiles, const float *scores, const float *values, int 
     } else {
       softmax.exponentiate(s, kLog2e, 0);
       softmax.exponentiate(s, kLog2e, 1);
-      softmax.add(s);
+      softmax.add(s, 0);
+      softmax.add(s, 1);
       if (j + 1 == running_from) in_range = softmax.sums_in_range();
     }
     for (int i = 0; i < 16; ++i) o[0][i % 4] += s[i / 4][i % 4] * values[16 * j + i];

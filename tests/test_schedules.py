@@ -91,3 +91,13 @@ def test_plan_and_printer_agree_on_what_is_capped(score: str, capped: bool) -> N
     plan = solve(case.spec(), arch("sm_90a"))
     printed = elements(plan).score
     assert is_capped(plan.score.expr) == capped == (printed is not None and printed.capped)
+
+
+def test_heads_without_a_score_of_their_own_may_be_packed() -> None:
+    case = Case(
+        128, 128, group=4, mask="causal", score="score + table[q - kv]", seqlen_q=2048, seqlen_kv=2048,
+        inputs={"table": {"index": ["q - kv"], "dtype": "fp32"}},
+        tiles={"schedule": {"family": "sm90", "pack_gqa": True}},
+    )  # fmt: skip
+    plan = solve(case.spec(), arch("sm_90a"))
+    assert (plan.schedule.pack_gqa, plan.schedule.distance_terms) == (True, "late")

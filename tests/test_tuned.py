@@ -13,7 +13,16 @@ import pytest
 
 from flashgen.arch import ARCHS
 from flashgen.errors import PlanError
-from flashgen.plan import MaskPlan, Sm90Schedule, Workload, plan_from_dict, rank, solve, validate
+from flashgen.plan import (
+    MaskPlan,
+    Sm80Schedule,
+    Sm90Schedule,
+    Workload,
+    plan_from_dict,
+    rank,
+    solve,
+    validate,
+)
 from flashgen.plan.constraints import violations
 from flashgen.plan.tiling import Head
 from flashgen.plan.tuned import (
@@ -232,6 +241,18 @@ def test_what_a_score_is_computed_with(
     )
     schedule = rank(spec, H200, tunings=[tunings(entry(mask=measured))] if measured else []).best.schedule
     assert {name: getattr(schedule, name) for name in choices} == choices
+
+
+@pytest.mark.parametrize("score", ["softcap(30)", "alibi", "relative_bias"])
+def test_what_a_score_is_computed_with_is_left_to_sm90(score: str) -> None:
+    spec = AttentionSpec(
+        name="scored",
+        attention={"heads": 16, "head_dim": 128, "mask": "causal", "score": score},
+        workload={"batch": 4, "seqlen": 4096},
+    )
+    tuning = entry(family="sm80", tile_kv=64, schedule={"q_in_registers": False})
+    file = Tunings(target="sm_80", gpu="a GPU", entries=(tuning,))
+    assert rank(spec, ARCHS["sm_80"], tunings=[file]).best.schedule == Sm80Schedule(q_in_registers=False)
 
 
 @pytest.mark.parametrize(

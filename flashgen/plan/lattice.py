@@ -184,7 +184,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     packable = head.group > 1 and PANEL_COLUMNS % head.group == 0 and head.closed_form and head.heads_alike
     # Packing pays where the positions of one head do not fill the rows of a block: decoding, not prefill.
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
-    packed = short and packable and asked.get("distance_terms") != "early"
+    packed = asked.get("pack_gqa", short and packable and asked.get("distance_terms") != "early")
     first = workload.first_reference_by_default and asked.get("overlap", True)
     first = first and asked.get("cluster", 1) == 1 and asked.get("reference", "first") == "first"
     orders: tuple[Literal["dynamic", "static", "stream_k"], ...] = ("static", "stream_k")

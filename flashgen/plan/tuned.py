@@ -195,7 +195,7 @@ def adapted(entry: Tuned, work: Workload) -> Tuned:
         first = work.suits_first_reference
     if choices.get("reference") == "first" and not first:
         choices["reference"] = "running"
-    if entry.variant != variant(work) and not choices.get("pack_gqa"):
+    if entry.variant != variant(work) and choices.get("reference") == "first" and not choices.get("pack_gqa"):
         choices |= work.score_choices
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"

@@ -151,14 +151,9 @@ class Workload:
             return choices
         if causal:  # scores that fall with the distance are highest at a row's own position
             choices |= {"key_order": "descending", "ping_pong": False}
-        if head.distances and head.distances_are_reads:  # arithmetic would only take the place of other work
-            choices["distance_terms"] = "early"
-        if head.score_reads <= head.distances:  # else reads of each element are under way meanwhile
-            choices["output_wait"] = "early"
-        return choices
-        if not self.mask.keeps_all:  # scores that fall with the distance are highest at a row's own position
-            choices["key_order"] = "descending"
-        if head.distances and head.distances_are_reads:  # arithmetic would only take the place of other work
+        if not head.distances_are_reads:  # T5's buckets, say: as they are by default
+            return choices
+        if head.distances:  # arithmetic would only take the place of other work
             choices["distance_terms"] = "early"
         if head.score_reads <= head.distances:  # else reads of each element are under way meanwhile
             choices["output_wait"] = "early"

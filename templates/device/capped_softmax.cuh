@@ -76,12 +76,11 @@ struct CappedSoftmax : OnlineSoftmax {
   // Before key tiles that are exponentiated relative to a reference that stays, of `keys` in all: whether the polynomial is to
   // take tanh's place in them. That is likely to serve where scores like the present maximum would, in every key.
   __device__ __forceinline__ void choose(const ScaledTanh &cap, int keys) {
-    const float limit = cap.polynomial_limit();
-    const float highest = limit - (log2_approx(static_cast<float>(keys)) - 2.0f);  // a thread has a quarter of the keys
-    polynomial = true;
+    const float highest = cap.polynomial_limit() - (log2_approx(static_cast<float>(keys)) - 2.0f);  // of a quarter of them
+    bool likely = !far_below(cap, keys);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) polynomial = polynomial && reference[r] <= highest && reference[r] >= -0.5f * limit;
-    polynomial = __all_sync(0xffffffff, polynomial);
+    for (int r = 0; r < 2; ++r) likely = likely && reference[r] <= highest;
+    polynomial = __all_sync(0xffffffff, likely);
   }
 
   // With a reference that stays, of one row, but for the sums; no score is -inf.
@@ -106,17 +105,13 @@ struct CappedSoftmax : OnlineSoftmax {
   }
 
   // After those key tiles: whether the polynomial served, which the sums tell, so that no score is looked at. None of the
-  // exponentials is more than their sum, so all scores were near zero from above; the polynomial rises everywhere. Those
-  // not near zero from below are each off by less than exp(-0.537 a): together by less than 2^-10 of the sum. Not for NaN.
-  __device__ __forceinline__ bool polynomial_served(const ScaledTanh &cap, int keys) const {
+  // exponentials is more than their sum, so all scores were near zero from above. Not for NaN.
+  __device__ __forceinline__ bool polynomial_served(const ScaledTanh &cap) {
     if (!polynomial) return true;
+    polynomial = false;  // key tiles after these see to themselves
     bool served = true;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float off = static_cast<float>(keys) * exp2_approx(-0.537f * kLog2e * cap.a - reference[r]);
-      const float row_sum = quad_sum(sum[r]);  // of all lanes, whatever the others find
-      served = served && sum[r] <= exp2_approx(cap.polynomial_limit() - reference[r]) && off <= 0x1p-10f * row_sum;
-    }
+    for (int r = 0; r < 2; ++r) served = served && sum[r] <= exp2_approx(cap.polynomial_limit() - reference[r]);
     return served;
   }
 
@@ -129,6 +124,19 @@ struct CappedSoftmax : OnlineSoftmax {
   }
 
  private:
+  // Whether `keys` scores that are not near zero from below could matter to a row's sum, which does not fall any more: the
+  // polynomial rises everywhere, so each is off by less than exp(-0.537 a), and together by less than 2^-10 of the sum.
+  __device__ __forceinline__ bool far_below(const ScaledTanh &cap, int keys) const {
+    bool far = false;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float row_sum = quad_sum(sum[r]);  // of all lanes, whatever the others find
+      const float off = static_cast<float>(keys) * exp2_approx(-0.537f * kLog2e * cap.a - reference[r]);
+      far = far || !(off <= 0x1p-10f * row_sum);
+    }
+    return far;
+  }
+
   __device__ __forceinline__ static void of_polynomial(const ScaledTanh &cap, float (&slope)[3]) {
 #pragma unroll
     for (int i = 0; i < 3; ++i) slope[i] = cap.polynomial[i] * kLog2e;

@@ -134,10 +134,10 @@ struct OnlineSoftmax {
     for (int r = 0; r < 2; ++r) sum[r] = fmaf(sum[r], correction[r], row_sum(s, r));
   }
 
+  // Of one row, relative to a reference that stays.
   template <int kTiles>
-  __device__ __forceinline__ void add(const float (&s)[kTiles][4]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] += row_sum(s, r);
+  __device__ __forceinline__ void add(const float (&s)[kTiles][4], int r) {
+    sum[r] += row_sum(s, r);
   }
 
   template <int kTiles>

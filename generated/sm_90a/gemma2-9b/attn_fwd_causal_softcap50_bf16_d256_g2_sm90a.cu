@@ -484,12 +484,13 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             if (lane == 0) shared.v_empty[v_ring.stage].arrive();
             v_ring.advance();
             softmax.exponentiate(s, terms.bend, 1);
-            softmax.add(s);
+            softmax.add(s, 0);
+            softmax.add(s, 1);
             round_probabilities();
           }
           if (j >= keys.end) break;
           in_range &= softmax.sums_in_range();  // before they are scaled down
-          in_range &= softmax.polynomial_served(terms.bend, params.seqlen_kv);
+          in_range &= softmax.polynomial_served(terms.bend);
         }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
@@ -540,7 +541,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
 
     in_range &= softmax.in_range(o);
-    in_range &= softmax.polynomial_served(terms.bend, params.seqlen_kv);
+    in_range &= softmax.polynomial_served(terms.bend);
     // Read again, not kept: registers are short in the loops.
     __syncwarp();
     tile = uniform(shared.current[warpgroup][warp]);

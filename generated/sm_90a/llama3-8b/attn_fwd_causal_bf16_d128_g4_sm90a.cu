@@ -409,6 +409,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             k_ring.advance();
             finish_scores(j);
             softmax.exponentiate(s, scale_log2, 0);
+            softmax.add(s, 0);
             // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
             if (j + 1 < keys.end) shared.k_full[k_ring.stage].wait(k_ring.parity);
             wgmma_wait<0>();
@@ -417,7 +418,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             if (lane == 0) shared.v_empty[v_ring.stage].arrive();
             v_ring.advance();
             softmax.exponentiate(s, scale_log2, 1);
-            softmax.add(s);
+            softmax.add(s, 1);
             round_probabilities();
           }
           break;

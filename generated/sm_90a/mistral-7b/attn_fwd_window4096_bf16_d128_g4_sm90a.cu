@@ -432,6 +432,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             if (lane == 0) shared.k_empty[k_ring.stage].arrive();
             k_ring.advance();
             softmax.exponentiate(s, scale_log2, 0);
+            softmax.add(s, 0);
             // Waiting for the next K here, in a loop, keeps ptxas from hoisting the wait for O further up.
             if (j > keys.begin) shared.k_full[k_ring.stage].wait(k_ring.parity);
             wgmma_wait<0>();
@@ -440,7 +441,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             if (lane == 0) shared.v_empty[v_ring.stage].arrive();
             v_ring.advance();
             softmax.exponentiate(s, scale_log2, 1);
-            softmax.add(s);
+            softmax.add(s, 1);
             round_probabilities();
           }
           if (j < keys.begin) break;
