@@ -14,7 +14,8 @@ trap 'rm -f "$report"' EXIT
 status=0
 
 "$PYTHON" -c 'import torch, cupy; print("torch", torch.__version__, "| cupy", cupy.__version__, "|", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))' || exit 1
-"$PYTHON" -m pytest tests/gpu -m gpu -rs --durations=10 --capture=tee-sys --junitxml="$report" -q "$@" || status=1
+# What waits for five minutes says where, and goes on waiting.
+"$PYTHON" -m pytest tests/gpu -m gpu -rs --durations=10 -o faulthandler_timeout=300 --capture=tee-sys --junitxml="$report" -q "$@" || status=1
 
 if [ "${MEMCHECK:-on}" = off ]; then
   memcheck="switched off"

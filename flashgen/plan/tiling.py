@@ -86,14 +86,15 @@ SM90_SCORE_WIDE = 8
 # And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
-# And with two loops for a softcap, each with two ways to take a tanh: more, the less of S there is to compute
-# in. At head_dim 128, 192x48 spilled with 12 to spare, 128x128 did not with 4; at 256, 128x64 did not with 4
-# under a causal mask, did in a window, and spilled 48 bytes with 12 to spare where tiles are shared.
-# Other scores need it for a few keys only: T5 spilled at 256x16.
-SM90_CAPPED_FIRST = 20
-SM90_CAPPED_FIRST_KEYS = 8  # of tile_kv for each register less
-SM90_CAPPED_WINDOW = 4
-SM90_CAPPED_SHARED = 12  # from head_dim 192 on
+# And with two loops for a softcap, each with two ways to take a tanh. At head_dim 128, 128x128 did not spill
+# with 4 to spare, 192x48 did with 12 and 192x16 with 44. At 256, 128x64 did not with 4 under a causal mask,
+# did in a window, as did 64x80, and spilled 48 bytes with 12 to spare where tiles are shared.
+SM90_CAPPED_FIRST = 4
+SM90_CAPPED_SMALL = 48  # with the registers of three warpgroups, beside O of more than 64 columns
+SM90_CAPPED_MORE = 4  # from head_dim 192 on, in a window or with one warpgroup
+SM90_CAPPED_SHARED = 16  # from head_dim 192 on
+# And for other scores with two loops and the registers of four warpgroups: T5 spilled with 11 to spare.
+SM90_SCORE_SMALL = 12
 
 
 def pitch(head_dim: int) -> int:
@@ -153,7 +154,7 @@ def sm80_overhead(arch: Arch, head_dim_qk: int, schedule: Sm80Schedule) -> tuple
     return 30 + unswizzled + 11 * narrow, k_steps
 
 
-def sm90_overhead(head: Head, schedule: Sm90Schedule, tile_kv: int) -> int:
+def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
     """Registers of an sm90 consumer beyond its accumulators and `Head.element_registers`."""
     wide = max(head.dim_qk, head.dim_v) >= 192
     overhead = SM90_OVERHEAD + 2 * head.query_values
@@ -161,11 +162,13 @@ def sm90_overhead(head: Head, schedule: Sm90Schedule, tile_kv: int) -> int:
     if wide and head.score_reads + head.distances > 0:
         overhead += SM90_SCORE_WIDE
     if schedule.reference == "first" and head.capped:
-        needed = max(0, SM90_CAPPED_FIRST - tile_kv // SM90_CAPPED_FIRST_KEYS)
-        overhead += needed // (3 if wide else 1) + SM90_CAPPED_WINDOW * head.has_first
+        overhead += SM90_CAPPED_FIRST
+        overhead += SM90_CAPPED_SMALL if head.dim_v > 64 and schedule.consumer_registers <= 160 else 0
+        overhead += SM90_CAPPED_MORE if wide and (head.has_first or schedule.consumer_registers > 240) else 0
         overhead += SM90_CAPPED_SHARED if wide and schedule.tile_order == "stream_k" else 0
     elif schedule.reference == "first" and head.elementwise:
-        overhead += SM90_SCORE_FIRST if wide else max(0, 16 - tile_kv // 4)
+        overhead += SM90_SCORE_FIRST if wide else 0
+        overhead += SM90_SCORE_SMALL if schedule.consumer_registers <= 112 else 0
     return overhead
 
 
@@ -206,7 +209,7 @@ class Tiling:
             base += head.row_registers + 2 * head.query_values * (self.tile_q // (16 * self.warps))
             producer = 0
         else:
-            base, per_fragment = sm90_overhead(head, self.schedule, self.tile_kv), 0
+            base, per_fragment = sm90_overhead(head, self.schedule), 0
             producer = producer_need(head, self.schedule)
         choices = {f.name: getattr(self.schedule, f.name) for f in fields(self.schedule)}
         choices |= {order: choices.get("tile_order") == order for order in ("dynamic", "stream_k")}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from attention_cases import Case, assert_exact
-from gpu_kernels import FAMILIES, kernel_of, missing
+from gpu_kernels import FAMILIES, finish, kernel_of, missing
 from poison import poison
 
 
@@ -42,6 +42,7 @@ def check(family: str, poisoned: None) -> Check:
         q, k, v = case.tensors("cuda")
         given = case.given("cuda")
         o, lse = kernel_of(case, family)(q, k, v, return_lse=True, **given)
+        finish(case, family)
         assert o.is_contiguous()
         assert_exact(case, o, lse, q, k, v, **given)
 
