@@ -265,10 +265,9 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
         tma_load(shared.q[q_ring.stage][warpgroup][panel], &params.q, &full, panel * 64,
                  tile.q * kTileQ + warpgroup * 64, tile.head, tile.batch);
       }
-      // To the first warpgroup to end, before the others have read their Q for the last time; see load_v for theirs.
-      if (warpgroup == 0) hand_over_staging(kWarpgroups - 1);
     }
     q_ring.advance();
+    hand_over_staging(kWarpgroups - 1);  // to the first warpgroup to end, before the next K; see load_v for the others
 #pragma unroll 1  // it waits all the time: registers are what it must save
     for (int j = tile.begin + 1; j < tile.end; ++j) {
       load_k(tile, j);
