@@ -39,7 +39,8 @@ struct CappedSoftmax : OnlineSoftmax {
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
                                                const float (&correction)[2]) {
     bool small = cap.polynomial_serves(reference[0]) && cap.polynomial_serves(reference[1]);
-    if (!__all_sync(0xffffffff, small)) {  // a low cap, or few keys: all scores must be small, not the largest alone
+    if (!__all_sync(0xffffffff,
+                    small)) {  // a low cap, or few keys: all scores must be small, not the largest alone
       float largest = 0.0f;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
@@ -76,7 +77,8 @@ struct CappedSoftmax : OnlineSoftmax {
   // Before key tiles that are exponentiated relative to a reference that stays, of `keys` in all: whether the polynomial is to
   // take tanh's place in them. That is likely to serve where scores like the present maximum would, in every key.
   __device__ __forceinline__ void choose(const ScaledTanh &cap, int keys) {
-    const float highest = cap.polynomial_limit() - (log2_approx(static_cast<float>(keys)) - 2.0f);  // of a quarter of them
+    const float highest =
+        cap.polynomial_limit() - (log2_approx(static_cast<float>(keys)) - 2.0f);  // of a quarter of them
     bool likely = !far_below(cap, keys);
 #pragma unroll
     for (int r = 0; r < 2; ++r) likely = likely && reference[r] <= highest;
@@ -111,7 +113,8 @@ struct CappedSoftmax : OnlineSoftmax {
     polynomial = false;  // key tiles after these see to themselves
     bool served = true;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) served = served && sum[r] <= exp2_approx(cap.polynomial_limit() - reference[r]);
+    for (int r = 0; r < 2; ++r)
+      served = served && sum[r] <= exp2_approx(cap.polynomial_limit() - reference[r]);
     return served;
   }
 
