@@ -238,7 +238,7 @@ def test_variants(mask: str, score: str, sink: bool, expected: str) -> None:
 
 
 def test_a_variant_is_tuned_by_its_own_entry_first_and_by_its_class_else() -> None:
-    first = {**entry().schedule, "reference": "first"}  # as the solver's own choice, which is not to be far ahead
+    first = {**entry().schedule, "reference": "first"}  # as the solver would choose: its own is not far ahead
     plain, own = entry(tile_kv=112, schedule=first), entry("causal_softcap50", schedule=first)
     file = Tunings(target="sm_90a", gpu="a GPU", entries=(plain, own))
     capped, biased = (Workload.of(make_spec("causal", score)) for score in ("softcap(50)", "dense_bias"))
