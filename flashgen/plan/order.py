@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 # Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep K
-# and V in L2. H200, TFLOP/s: d256 causal 16k 568, 636, 659, 688 for sections of 1, 2, 4, 8 heads, and 2k 533
-# and 550 for 16 and 32; but d128 causal 512 351 for 32 MiB and 308 for 64. To be measured again: a tile's
-# successor was drawn at its start then, which costs small sections most (docs/performance.md).
+# and V in L2. On an H200 fewer heads have paid nowhere, and cost 6% where they were 5 instead of 20 ({192, 128}
+# causal 8k); 64 MiB instead of 32 cost 12% (d128 causal 512). See docs/performance.md.
 SECTION_BYTES = 32 << 20  # of K and V
 SECTION_HEADS_MIN = 32
 
