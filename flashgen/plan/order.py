@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import sqrt
 
 # Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep K
-# and V in L2. On an H200 fewer heads have paid nowhere, and cost 6% where they were 5 instead of 20 ({192, 128}
-# causal 8k); 64 MiB instead of 32 cost 12% (d128 causal 512). See docs/performance.md.
+# and V in L2. On an H200 fewer heads have paid nowhere, and cost 6% where they were 5 instead of 20 (head_dim
+# {192, 128}, causal, 8k); 64 MiB instead of 32 cost 12% (128, causal, 512). See docs/performance.md.
 SECTION_BYTES = 32 << 20  # of K and V
 SECTION_HEADS_MIN = 32
 
