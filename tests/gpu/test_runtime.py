@@ -196,6 +196,7 @@ def small() -> tuple[Tensor, Tensor, Tensor]:
     return Case(128, 128, heads_kv=2, mask="causal", seqlen_q=64, seqlen_kv=64).tensors("cuda")
 
 
+@pytest.mark.alone
 def test_host_time_of_a_loaded_op(family: str, small: tuple[Tensor, ...]) -> None:
     kernel = kernel_of(Case(128, 128, heads_kv=2, mask="causal"), family)
     kernel(*small)
@@ -205,6 +206,7 @@ def test_host_time_of_a_loaded_op(family: str, small: tuple[Tensor, ...]) -> Non
     assert spent < 15
 
 
+@pytest.mark.alone
 def test_host_time_when_addresses_change(family: str) -> None:
     """As in a model: no tensor stays where it was."""
     case = Case(128, 128, heads_kv=2, mask="causal", seqlen_q=64, seqlen_kv=64)
@@ -217,6 +219,7 @@ def test_host_time_when_addresses_change(family: str) -> None:
     assert spent < 15
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["alibi", "causal document", "runtime cap", "runtime step"])
 def test_host_time_with_inputs(family: str, name: str) -> None:
     """Tensors, parameters and the launch that prepares; what it costs is printed, and bounded loosely."""
@@ -230,6 +233,7 @@ def test_host_time_with_inputs(family: str, name: str) -> None:
     assert spent < 60
 
 
+@pytest.mark.alone
 def test_host_time_of_attention(small: tuple[Tensor, ...]) -> None:
     flashgen.attention(*small, causal=True)
     spent = _host_us(lambda: flashgen.attention(*small, causal=True))
