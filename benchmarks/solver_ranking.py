@@ -132,6 +132,7 @@ def _name(tiling: Tiling) -> str:
         note
         for note, holds in (
             ("2 Q", schedule.q_stages > 1),
+            (f"{schedule.q_register_steps} steps of Q held", schedule.q_register_steps > 0),
             ("one more V", schedule.extra_v_stages > 0),
             (f"O in {schedule.o_buffer}", schedule.o_buffer != "q"),
             (f"{tiling.stages} stages", tiling.stages > 2),

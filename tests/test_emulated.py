@@ -77,6 +77,10 @@ CASES = {
             kv=64, o_buffer="v", q_stages=1, extra_v_stages=1, reference="first", key_order="ascending"
         ),
     ),
+    "steps of Q held": replace(
+        _MANY, head_dim_qk=128, head_dim_v=64, tiles=_tiles(kv=64, q_register_steps=3, reference="first")
+    ),
+    "all of Q held, some of it padding": replace(_CAUSAL, head_dim_qk=40, tiles=_tiles(q_register_steps=3)),
     "O in V of three": replace(_CAUSAL, tiles={**_tiles(192, 64, o_buffer="v"), "stages": 3}),
     "first of a bias": replace(
         _WINDOW,

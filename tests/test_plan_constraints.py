@@ -54,6 +54,7 @@ def sm90(draw: st.DrawFn) -> Tiling:
             p_in_registers=draw(st.booleans()),
             overlap=draw(st.booleans()),
             ping_pong=draw(st.booleans()),
+            q_register_steps=draw(st.integers(0, 3)),
             q_stages=draw(st.integers(1, 2)),
             extra_v_stages=draw(st.integers(0, 2)),
             cluster=draw(st.integers(1, 2)),

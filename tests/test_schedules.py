@@ -23,6 +23,8 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"cluster": 2},
     {"pack_gqa": True},
     {"key_order": "ascending"},
+    {"q_register_steps": 3},
+    {"q_register_steps": 4, "reference": "first", "output_wait": "late"},
     {"edge_tiles": "apart"},
     {"reference": "first"},
     {"reference": "first", "rescale": "late", "key_order": "ascending", "o_buffer": "q"},

@@ -51,6 +51,7 @@ from flashgen.plan.tiling import (
     PRODUCER_NEED,
     PRODUCER_REGISTERS,
     Q_IN_REGISTERS,
+    Q_REGISTER_STEPS,
     Q_STAGES,
     REGISTER_OVERHEAD,
     REGISTERS_PER_SM,
@@ -212,6 +213,7 @@ def _sm90() -> Family:
         # held from before S to its use; one such term is in the line above
         + EARLY_DISTANCES * sympy.Max(DISTANCES - 1, 0) * (TILE_KV / 4 + 2)
         + ELEMENT_REGISTERS
+        + 4 * Q_REGISTER_STEPS
     )
     threads = 32 * WARPS + 128
     # What ptxas caps the kernel at, and so what the launch allots to every thread before setmaxnreg. Taking
@@ -251,6 +253,7 @@ def _sm90() -> Family:
             Limit("WGMMA width of S", TILE_KV, widest, "columns of wgmma m64nNk16", by="chip"),
             Limit("WGMMA width of O", HEAD_DIM_V, widest, "columns of wgmma m64nNk16", by="chip"),
             Limit("WGMMA rows", TILE_Q, 16 * WARPS, "rows of wgmma m64nNk16"),
+            Limit("Q in registers", 16 * Q_REGISTER_STEPS, D16_QK, "columns of Q"),
             Limit("O staged in Q", O_IN_Q * PANEL_V, PANEL_QK, "columns of Q's buffer"),
             Limit("O staged in V", O_IN_V * PANEL_COLUMNS, TILE_KV, "rows of V's buffer"),
             Limit("O staged in V, each warpgroup", O_IN_V * WARPS / 4, v_stages, "buffers of V", by="kernel"),

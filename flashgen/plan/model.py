@@ -33,6 +33,7 @@ class Sm90Schedule:
     p_in_registers: bool = True  # P V from registers (RS); otherwise P goes through shared memory (SS)
     overlap: bool = True  # issue S_{j+1} = Q K^T before the softmax of S_j
     ping_pong: bool = True  # one warpgroup does softmax while the other owns the tensor cores
+    q_register_steps: int = 0  # of the head_dim / 16 steps of S = Q K^T, those that take Q from registers
     q_stages: int = 1  # Q buffers; 2 load the next tile's Q during this tile
     extra_v_stages: int = 0  # V buffers beyond `stages`
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast

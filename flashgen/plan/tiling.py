@@ -27,7 +27,7 @@ TILE_Q, TILE_KV, STAGES, WARPS = UNKNOWNS = _symbols("tile_q tile_kv stages warp
 # are one symbol for each value that a constraint speaks of.
 _SCHEDULE_SYMBOLS = _symbols(
     "q_in_registers p_in_registers overlap ping_pong o_in_q o_in_v pack_gqa dynamic stream_k apart first "
-    "early_distances q_stages extra_v_stages cluster producer_registers consumer_registers"
+    "early_distances q_register_steps q_stages extra_v_stages cluster producer_registers consumer_registers"
 )
 (
     Q_IN_REGISTERS,
@@ -42,6 +42,7 @@ _SCHEDULE_SYMBOLS = _symbols(
     APART,
     FIRST,
     EARLY_DISTANCES,
+    Q_REGISTER_STEPS,
     Q_STAGES,
     EXTRA_V_STAGES,
     CLUSTER,
@@ -86,6 +87,10 @@ SM90_SCORE_WIDE = 8
 # And with two loops for such scores (`reference: first`): two functions of distances spilled 72 to 152 bytes
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
+# And where steps of Q are held in registers under a mask with a first key: of 874 plans at the edge three such
+# spilled 8 to 16 bytes with none or four to spare, and no other did. With a score beside it three more did.
+SM90_HELD_FIRST_KEY = 8
+SM90_HELD_SCORE = 16
 # And with two loops for a softcap, each with two ways to take a tanh. At head_dim 128, 128x128 did not spill
 # with 4 to spare, 192x48 did with 12 and 192x16 with 44. At 256, 128x64 did not with 4 under a causal mask,
 # did in a window, as did 64x80, and spilled 48 bytes with 12 to spare where tiles are shared.
@@ -169,6 +174,8 @@ def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
     elif schedule.reference == "first" and head.elementwise:
         overhead += SM90_SCORE_FIRST if wide else 0
         overhead += SM90_SCORE_SMALL if schedule.consumer_registers <= 112 else 0
+    if schedule.q_register_steps and head.has_first:
+        overhead += SM90_HELD_FIRST_KEY + SM90_HELD_SCORE * head.elementwise
     return overhead
 
 

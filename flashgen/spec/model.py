@@ -67,6 +67,7 @@ class Schedule(Record, Mapping[str, Any]):
     p_in_registers: Flag | None = None
     overlap: Flag | None = None
     ping_pong: Flag | None = None
+    q_register_steps: Annotated[int, size(0, 16)] | None = None
     q_stages: Annotated[int, size(1, 4)] | None = None
     extra_v_stages: Annotated[int, size(0, 4)] | None = None
     cluster: Annotated[int, size(1, 16)] | None = None

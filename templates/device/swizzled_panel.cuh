@@ -1,4 +1,5 @@
-// Storing accumulators as 16-bit elements into 128-byte-swizzled panels (wgmma.cuh), for TMA and WGMMA to read.
+// 16-bit elements in 128-byte-swizzled panels (wgmma.cuh): accumulators stored for TMA and WGMMA to read, operands
+// fetched for WGMMA to take from registers.
 #pragma once
 
 #include "mma.cuh"
@@ -27,4 +28,13 @@ __device__ __forceinline__ void store_to_panels(void *panels, const float (&x)[k
                    : "memory");
     }
   }
+}
+
+// Columns [16 * step, 16 * step + 16) of a warp's 16 rows in such panels, as the fragment of an A operand.
+__device__ __forceinline__ void load_from_panels(uint32_t (&fragment)[4], const void *panels, int step, int warp,
+                                                 int lane) {
+  const int row = warp * 16 + lane % 16;
+  const int chunk = step % 4 * 2 + lane / 16;
+  const uint32_t row_shared = shared_address(panels) + step / 4 * (64 * 128) + row * 128;
+  ldmatrix(fragment, row_shared + ((chunk ^ (row % 8)) * 16));
 }

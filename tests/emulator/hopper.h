@@ -336,6 +336,17 @@ inline void tma_store_wait_read() {
 
 inline void fence_async_proxy() {}
 
+// "Warp Level Matrix Load Instruction: ldmatrix": lane i gives the address of row i % 8 of matrix i / 8, and gets two
+// neighbours of row i / 4 of each.
+inline void ldmatrix(uint32_t (&fragment)[4], uint32_t address) {
+  const emulator::Block &block = *emulator::self->block;
+  const int lane = emulator::self->thread % 32;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint32_t row = __shfl_sync(0xffffffff, address, 8 * matrix + lane / 4);
+    std::memcpy(&fragment[matrix], block.shared + row + 4 * (lane % 4), 4);
+  }
+}
+
 inline void wgmma_fence() {}
 
 inline void wgmma_commit() {
@@ -371,6 +382,10 @@ void issue(float (&d)[kColumns][4], const uint32_t *a_registers, uint64_t a, uin
 
 inline void wgmma_scores(float (&d)[kTileKv / 8][4], uint64_t a, uint64_t b, int accumulate) {
   issue(d, nullptr, a, b, false, accumulate);
+}
+
+inline void wgmma_scores(float (&d)[kTileKv / 8][4], const uint32_t (&a)[4], uint64_t b, int accumulate) {
+  issue(d, a, 0, b, false, accumulate);
 }
 
 inline void wgmma_output(float (&d)[kHeadDimV / 8][4], uint64_t a, uint64_t b, int accumulate) {

@@ -10,7 +10,7 @@ SHAPES = ((1, 1), (65, 130), (130, 65), (128, 128), (200, 257))
 CHOICES = (
     {"tile_order": "stream_k"},
     {"reference": "first"},
-    {"reference": "first", "tile_order": "dynamic"},
+    {"reference": "first", "tile_order": "dynamic", "q_register_steps": 4},
 )
 HEAD_DIMS = ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))
 

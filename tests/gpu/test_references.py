@@ -53,6 +53,22 @@ def test_more_buffers_of_v_than_of_k(poisoned: None, mask: Any, reference: str) 
         run(shaped, longer_keys=0.003)
 
 
+@pytest.mark.parametrize("reference", ["first", "running"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize(
+    ("head_dims", "kv", "steps"), [((40, 72), 96, 3), ((64, 64), 128, 4), ((192, 128), 96, 5), ((256, 256), 64, 4)]
+)
+def test_steps_of_q_in_registers(
+    poisoned: None, head_dims: tuple[int, int], kv: int, steps: int, mask: Any, reference: str
+) -> None:
+    tiles = {"q": 128, "kv": kv, "schedule": {"reference": reference, "q_register_steps": steps}}
+    case = Case(*head_dims, heads_kv=4, group=2, mask=mask, batch=3, tiles=tiles)
+    for seqlen_q, seqlen_kv in ((1, 1), (77, 300), (700, 650), (1500, 1500), (130, 2900), (900, 333)):
+        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
+        run(shaped)
+        run(shaped, longer_keys=0.003)
+
+
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_tiles_that_blocks_share(poisoned: None, head_dim: int) -> None:
     """A part that leaves the range has the whole tile repeated, by the block that began it."""
