@@ -234,7 +234,10 @@ def entry(of: str = "", **change: Any) -> Tuned:
     ],
 )
 def test_variants(mask: str, score: str, sink: bool, expected: str) -> None:
-    assert variant(Workload.of(make_spec(mask, score, sink=sink))) == expected
+    spec = make_spec(mask, score, sink=sink)
+    assert variant(Workload.of(spec)) == expected
+    half = spec.model_copy(update={"attention": spec.attention.model_copy(update={"dtype": "fp16"})})
+    assert variant(Workload.of(half)) == "_".join(filter(None, (expected, "fp16")))
 
 
 def test_a_variant_is_tuned_by_its_own_entry_first_and_by_its_class_else() -> None:

@@ -213,6 +213,23 @@ def test_a_score_keeps_the_reference_that_it_was_measured_with(
     assert (plan.schedule.reference, plan.schedule.distance_terms) == (reference, "late")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "score", "steps"), [("bf16", "score", 4), ("fp16", "score", 0), ("bf16", "alibi", 0)]
+)
+def test_steps_of_q_are_held_where_that_was_measured(dtype: str, score: str, steps: int) -> None:
+    """A score may need the registers."""
+    spec = AttentionSpec(
+        name="tuned",
+        attention={"heads": 16, "head_dim": 128, "dtype": dtype, "mask": "causal", "score": score},
+        workload={"batch": 4, "seqlen": 4096},
+    )
+    plan = rank(
+        spec, H200, tunings=[tunings(entry(tile_kv=96, schedule={**entry().schedule, "q_register_steps": 4}))]
+    ).best
+    assert isinstance(plan.schedule, Sm90Schedule) and plan.why.origin == "tuned"
+    assert plan.schedule.q_register_steps == steps
+
+
 FIRST = {"reference": "first"}
 
 

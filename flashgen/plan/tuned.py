@@ -145,10 +145,13 @@ def mask_class(mask: MaskPlan) -> MaskClass:
 
 
 def variant(work: Workload) -> str:
-    """What is unlike others of its class of masks: ``causal_softcap50``; empty for plain intervals."""
+    """What is unlike others of its class of masks: ``causal_softcap50``; empty for plain intervals in bf16.
+
+    In fp16, whose range is too narrow for the first key tile's maximum as reference, ``fp16``.
+    """
     plain = work.head.closed_form and work.score == ScorePlan() and not work.sink
-    parts = (work.mask.label, work.score.label, "sink" if work.sink else "")
-    return "" if plain else "_".join(filter(None, parts))
+    parts = () if plain else (work.mask.label, work.score.label, "sink" if work.sink else "")
+    return "_".join(filter(None, (*parts, "fp16" if work.dtype == "fp16" else "")))
 
 
 def bucket(seqlen: int) -> int | None:
@@ -169,15 +172,16 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
     """The entry for a workload, and its file; earlier files take precedence.
 
     Where queries and keys are equally long and this length was not measured, the nearest one that was. For a
-    variant that was not measured at all, its class of masks; for windows where none was measured, causal
-    masks, whose tiles are as long as they are early.
+    variant that was not measured at all, bf16, or its class of masks; for windows where none was measured,
+    causal masks, whose tiles are as long as they are early.
     """
     key = key_of(work)
     if key is None:
         return None
     known = {entry.key: (entry, file) for file in reversed(files) for entry in file.entries}
     classes: tuple[MaskClass, ...] = ("window", "causal") if key.mask == "window" else (key.mask,)
-    for mask, name in product(classes, dict.fromkeys((key.variant, ""))):
+    names = dict.fromkeys((key.variant, key.variant.removesuffix("fp16").rstrip("_"), ""))
+    for mask, name in product(classes, names):
         wanted = key._replace(mask=mask, variant=name)
         if wanted in known:
             return known[wanted]
@@ -197,6 +201,8 @@ def adapted(entry: Tuned, work: Workload) -> Tuned:
         choices["reference"] = "running"
     if entry.variant != variant(work) and choices.get("reference") == "first" and not choices.get("pack_gqa"):
         choices |= work.score_choices
+    if entry.variant != variant(work) and choices.get("q_register_steps"):
+        choices["q_register_steps"] = 0  # of the registers that scores need
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"
     if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:

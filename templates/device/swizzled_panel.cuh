@@ -31,8 +31,8 @@ __device__ __forceinline__ void store_to_panels(void *panels, const float (&x)[k
 }
 
 // Columns [16 * step, 16 * step + 16) of a warp's 16 rows in such panels, as the fragment of an A operand.
-__device__ __forceinline__ void load_from_panels(uint32_t (&fragment)[4], const void *panels, int step, int warp,
-                                                 int lane) {
+__device__ __forceinline__ void load_from_panels(uint32_t (&fragment)[4], const void *panels, int step,
+                                                 int warp, int lane) {
   const int row = warp * 16 + lane % 16;
   const int chunk = step % 4 * 2 + lane / 16;
   const uint32_t row_shared = shared_address(panels) + step / 4 * (64 * 128) + row * 128;

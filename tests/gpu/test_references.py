@@ -56,7 +56,8 @@ def test_more_buffers_of_v_than_of_k(poisoned: None, mask: Any, reference: str) 
 @pytest.mark.parametrize("reference", ["first", "running"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize(
-    ("head_dims", "kv", "steps"), [((40, 72), 96, 3), ((64, 64), 128, 4), ((192, 128), 96, 5), ((256, 256), 64, 4)]
+    ("head_dims", "kv", "steps"),
+    [((40, 72), 96, 3), ((64, 64), 128, 4), ((192, 128), 96, 5), ((256, 256), 64, 4)],
 )
 def test_steps_of_q_in_registers(
     poisoned: None, head_dims: tuple[int, int], kv: int, steps: int, mask: Any, reference: str
