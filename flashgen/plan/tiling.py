@@ -88,7 +88,7 @@ SM90_SCORE_WIDE = 8
 # at head_dim 256 with none to spare.
 SM90_SCORE_FIRST = 8
 # And where steps of Q are held in registers under a mask with a first key: of 874 plans at the edge three of
-# those spilled 8 to 16 bytes with none or four to spare, and no other did. With a score beside it three more did.
+# those spilled 8 to 16 bytes with none or four to spare, and no other did. With a score three more did.
 SM90_HELD_FIRST_KEY = 8
 SM90_HELD_SCORE = 16
 # And with two loops for a softcap, each with two ways to take a tanh. At head_dim 128, 128x128 did not spill

@@ -426,10 +426,14 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       if (keys.end - keys.begin > 1) shared.k_full[k_ring.stage].wait(k_ring.parity);
       // The short loop is for all key tiles once the reference is set: by one that all rows keep whole.
       int j = keys.begin + 1;
+      bool owed = false;  // whether O is still to be taken to the present maximum
       bool settled = keys.begin < keys.unmasked_end;
       while (j < keys.end) {
         if (settled) {
           in_range &= softmax.has_maximum();
+          if (owed) scale_rows(o, correction);
+          correction[0] = correction[1] = 1.0f;
+          owed = false;
           for (; j < keys.end; ++j) {
             // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
             named_barrier_sync<256>(kTurn + warpgroup);
@@ -461,6 +465,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
         named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
+        scale_rows(o, correction);
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
         named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
@@ -479,11 +484,12 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         if (lane == 0) shared.v_empty[v_ring.stage].arrive();
         v_ring.advance();
         softmax.exponentiate(s, scale_log2, correction);
-        scale_rows(o, correction);
         round_probabilities();
+        owed = true;
         settled = j < keys.unmasked_end;
         ++j;
       }
+      if (owed) scale_rows(o, correction);
       shared.v_full[v_ring.stage].wait(v_ring.parity);
       issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
       wgmma_wait<0>();
