@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
     parser.add_argument("--peers", default="cudnn,flash,fa3,fa4", help=f"of: {','.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds before each sample")
     parser.add_argument("--json", type=Path, help="also write all timings to this file")
     arguments = parser.parse_args()
     require_gpu()
@@ -80,7 +81,13 @@ def main() -> None:
             for seqlen in arguments.seqlen or (512, 1024, 2048, 4096, 8192, 16384):
                 spec = spec_of(head_dim, mask, arguments.dtype, seqlen, arguments.family)
                 comparison = compare(
-                    spec, spec.workload.batch, seqlen, seqlen, rounds=arguments.rounds, peers=names[1:]
+                    spec,
+                    spec.workload.batch,
+                    seqlen,
+                    seqlen,
+                    rounds=arguments.rounds,
+                    rest_s=arguments.rest,
+                    peers=names[1:],
                 )
                 cells, ratio = row(comparison, names)
                 print(f"{head_dim} | {mask} | {seqlen} | {cells}", flush=True)

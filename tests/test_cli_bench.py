@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -118,6 +120,17 @@ def test_flops_count_what_the_mask_keeps() -> None:
     assert causal / full == 65 / 128
 
 
+@pytest.mark.parametrize("count", range(1, 9))
+def test_each_follows_each_other_equally_often(count: int) -> None:
+    orders = bench.balanced_orders(count)
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    times = len(orders) // count
+    assert Counter(order[0] for order in orders) == dict.fromkeys(range(count), times)
+    assert Counter(pair for order in orders for pair in pairwise(order)) == dict.fromkeys(
+        permutations(range(count), 2), times
+    )
+
+
 def test_a_peer_may_refuse_and_flashgen_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("head_dim 32 is not taken\nand more")
@@ -125,7 +138,7 @@ def test_a_peer_may_refuse_and_flashgen_may_not(monkeypatch: pytest.MonkeyPatch)
     zeros = torch.zeros(1, 64, 4, 32)
     monkeypatch.setattr(bench, "require_gpu", lambda: None)
     monkeypatch.setattr(bench, "random_inputs", lambda work, device: random_inputs(work, "cpu"))
-    monkeypatch.setattr(bench, "interleave", lambda calls, rounds: (dict.fromkeys(calls, 1.0),) * 2)
+    monkeypatch.setattr(bench, "interleave", lambda calls, *_: (dict.fromkeys(calls, 1.0),) * 2)
     monkeypatch.setattr(bench, "_flashgen", lambda *_: lambda: zeros)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setitem(PEERS, "fa4", refuse)

@@ -104,7 +104,12 @@ def test_shipped_tunings_are_what_solve_gives(path: Path) -> None:
         heads = max(1, 2048 // e.head_dim_v)
         spec = AttentionSpec(
             name="tuned",
-            attention={"heads": heads, "head_dim": {"qk": e.head_dim_qk, "v": e.head_dim_v}, "mask": mask},
+            attention={
+                "heads": heads,
+                "head_dim": {"qk": e.head_dim_qk, "v": e.head_dim_v},
+                "mask": mask,
+                "dtype": e.variant or "bf16",
+            },
             workload={"batch": max(1, 16384 // e.seqlen_kv), "seqlen": {"q": e.seqlen_q, "kv": e.seqlen_kv}},
         )
         plan = solve(spec, ARCHS[file.target])

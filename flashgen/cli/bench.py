@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Instead of the spec's batch.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option(
+    "--rest",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, max=60),
+    default=0.0,
+    help="Before each sample: a rested chip runs at a higher clock.",
+)
+@click.option(
     "--peers", metavar="A,B,..", help="Only these: cudnn, flash, efficient, fa3, fa4, flashinfer, flex."
 )
 @json_option
@@ -33,6 +40,7 @@ def bench(
     seqlens: tuple[int, ...],
     batch: int | None,
     rounds: int,
+    rest: float,
     peers: str | None,
     as_json: bool,
 ) -> None:
@@ -62,12 +70,12 @@ def bench(
         for seqlen in seqlens or (None,):
             shape = (work.seqlen_q, work.seqlen_kv) if seqlen is None else (seqlen, seqlen)
             size = batch or (work.batch if seqlen is None else max(1, work.batch * work.seqlen_q // seqlen))
-            comparison = compare(spec, size, *shape, rounds=rounds, peers=names)
+            comparison = compare(spec, size, *shape, rounds=rounds, rest_s=rest, peers=names)
             results.append(_to_dict(comparison))
             if not as_json:
                 console().print(_table(comparison))
     if as_json:
-        print_json({"device": device, "rounds": rounds, "results": results})
+        print_json({"device": device, "rounds": rounds, "rest_s": rest, "results": results})
 
 
 def _to_dict(comparison: Comparison) -> dict[str, Any]:

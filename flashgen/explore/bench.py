@@ -1,7 +1,8 @@
 """Timing one attention beside its peers on one GPU, in one run.
 
-Every implementation gets the same tensors, and the rounds interleave them, each round in another random
-order: the chips are power-limited, and who follows a hot kernel starts at its clock. What is timed are
+Every implementation gets the same tensors, and the rounds interleave them. The chips are power-limited, and
+a kernel starts at the clock that the one before it leaves: 3 to 6% apart, measured on an H200. So the rounds
+follow a Latin square in which each implementation comes after each other one equally often. What is timed are
 replays of a CUDA graph: the kernel without the host's share. Medians over the rounds; two timings of one
 callable differ by up to about 2%.
 """
@@ -9,8 +10,8 @@ callable differ by up to about 2%.
 from __future__ import annotations
 
 import math
-import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -55,6 +56,7 @@ def compare(
     seqlen_kv: int,
     *,
     rounds: int = 5,
+    rest_s: float = 0.0,
     peers: Sequence[str] = tuple(PEERS),
     others: Mapping[str, AttentionSpec] = MappingProxyType({}),
 ) -> Comparison:
@@ -89,7 +91,7 @@ def compare(
             missing[name] = str(error).partition("\n")[0]
         except (RuntimeError, AssertionError) as error:  # how they refuse a shape
             missing[name] = f"refuses: {str(error).partition(chr(10))[0]}"
-    times, in_graph = interleave(calls, rounds)
+    times, in_graph = interleave(calls, rounds, rest_s)
     timings = [
         Timing(name, times[name], case.work.flops / times[name] / 1e9, errors[name], in_graph[name])
         for name in calls
@@ -145,10 +147,25 @@ def _relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
     return error / norm if norm else error
 
 
+def balanced_orders(count: int) -> list[list[int]]:
+    """Orders of 0..count-1 in which each number comes first equally often, and after each other one.
+
+    E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments"
+    (1949): `count` orders where it is even, twice as many where it is odd.
+    """
+    first = [(step + 1) // 2 if step % 2 else -(step // 2) for step in range(count)]
+    orders = [[(place + start) % count for place in first] for start in range(count)]
+    return orders if count % 2 == 0 else [*orders, *(order[::-1] for order in orders)]
+
+
 def interleave(
-    calls: Mapping[str, Callable[[], object]], rounds: int
+    calls: Mapping[str, Callable[[], object]], rounds: int, rest_s: float = 0.0
 ) -> tuple[dict[str, float], dict[str, bool]]:
-    """Median milliseconds of each call over the rounds, and whether it was captured in a graph."""
+    """Median milliseconds of each call over the rounds, and whether it was captured in a graph.
+
+    Before each sample the chip rests for `rest_s` seconds. Published numbers are often those of a rested
+    chip: FlashAttention's benchmarks sleep for a second before each, and take 30 calls.
+    """
     graphs: list[object] = []
     replays: dict[str, Callable[[], object]] = {}
     in_graph: dict[str, bool] = {}
@@ -160,11 +177,11 @@ def interleave(
             replay()
         repeats[name] = max(3, min(1000, math.ceil(SAMPLE_MS / max(_time(replay, 3), 1e-3))))
     samples: dict[str, list[float]] = {name: [] for name in replays}
-    order, shuffle = list(replays), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            samples[name].append(_time(replays[name], repeats[name]))
+    names, orders = list(replays), balanced_orders(len(replays))
+    for turn in range(rounds):
+        for place in orders[turn % len(orders)]:
+            time.sleep(rest_s)
+            samples[names[place]].append(_time(replays[names[place]], repeats[names[place]]))
     return {name: statistics.median(times) for name, times in samples.items()}, in_graph
 
 
