@@ -315,7 +315,10 @@ def positions(draw: st.DrawFn) -> sympy.Expr:
 @st.composite
 def guards(draw: st.DrawFn) -> sympy.Basic:
     """Comparisons without kv."""
-    side = draw(st.sampled_from([Q, -Q, HEAD, modulo(Q, 3), SIZE - 3, limit(BATCH) - Q]))
+    sides = [Q, -Q, HEAD, modulo(Q, 3), SIZE - 3, limit(BATCH) - Q]
+    size = Max(SIZE, 3)  # which may be 0, but not below a real quotient
+    sides += [Q / size, (2 * Q - 3) / size, HEAD / SEQLEN_KV, limit(BATCH) / size - 1]
+    side = draw(st.sampled_from(sides))
     relation = draw(st.sampled_from([sympy.Lt, sympy.Ge, Eq, Ne]))
     return draw(st.sampled_from([relation(side, draw(small)), Ne(local(HEAD), 0)]))
 

@@ -143,6 +143,8 @@ def test_compositions(mask: str) -> None:
 
 LEAVES = st.one_of(
     st.sampled_from(["causal", "document", "padding", "kv % 3 == 0", "q % 5 < 2", "head == 1", "q != kv"]),
+    st.builds("{} / {} {} {}".format, st.sampled_from(["q", "2 * q", "head", "seqlen_q"]),
+              st.sampled_from(["seqlen_kv", "(batch + 3)"]), st.sampled_from(["<", ">="]), st.integers(0, 2)),
     st.builds("window({})".format, st.integers(1, 40)),
     st.builds("band({})".format, st.integers(0, 30)),
     st.builds("chunked({})".format, st.integers(1, 40)),

@@ -122,9 +122,9 @@ def branching(q: Any, kv: Any) -> Any:
         (lambda q, kv: min(q, kv) < 3, "asked whether it is true", "minimum(a, b)"),
         (lambda q, kv: kv < 3 if q < 3 else kv < 4, "asked whether it is true", "where(c, a, b)"),
         # precedence, and the operators that the language lacks
-        (lambda q, kv: kv <= q & q - kv < 4, "'&' joins conditions, but 'q' is a number", "binds tighter"),
-        (lambda q, kv: (kv <= q) | 3, "'|' joins conditions, but '3' is a number", ""),
-        (lambda q, kv: ~q < kv, "'~' joins conditions, but 'q' is a number", ""),
+        (lambda q, kv: kv <= q & q - kv < 4, "'&' takes conditions, but 'q' is a number", "binds tighter"),
+        (lambda q, kv: (kv <= q) | 3, "'|' takes conditions, but '3' is a number", ""),
+        (lambda q, kv: ~q < kv, "'~' takes conditions, but 'q' is a number", "write ~(kv <= q)"),
         (lambda q, kv: (kv <= q) ^ (q < 3), "^ is not part of the language", "(a | b) & ~(a & b)"),
         (
             lambda q, kv: (kv <= q) == (q < 3),

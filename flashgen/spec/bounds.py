@@ -264,10 +264,11 @@ class ConditionReader:
             return EVERYTHING
         if (prove.nonnegative if strict else prove.positive)(value):
             return NOTHING
-        slope = prove.slope(value)
-        if slope is None or not is_integral(value):
+        slope, terms = prove.slope(value), linear(value)
+        # q / w is a quotient of integers, and no integer: it lies between 0 and 1 too
+        if slope is None or not is_integral(value) or not all(map(is_whole, terms)):
             return Opaque()
-        return Guard(_canonical(linear(value), strict=strict), slope)
+        return Guard(_canonical(terms, strict=strict), slope)
 
 
 def _split(atom: Expr) -> tuple[Expr, Expr]:

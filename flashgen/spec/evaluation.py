@@ -32,7 +32,8 @@ def evaluate(expr: sympy.Basic, values: Values) -> Any:
         SpecError: it holds what the language does not have.
         KeyError: a name has no value.
     """
-    return _evaluator(expr)(values)
+    with np.errstate(all="ignore"):  # what is not finite shows in the value
+        return _evaluator(expr)(values)
 
 
 @lru_cache(maxsize=2048)
@@ -88,8 +89,7 @@ def _divided(operation: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     """A quotient or a remainder of integers; what stands where the divisor is 0 is not defined: numpy's 0."""
     if not isinstance(b, np.ndarray | np.generic):
         return operation(a, b) if b else 0
-    with np.errstate(divide="ignore"):
-        return operation(a, b)
+    return operation(a, b)
 
 
 def _without_fractions(comparison: sympy.Rel) -> sympy.Rel:
