@@ -349,11 +349,11 @@ def _number(value: Any) -> Term:
 def _condition(value: Any, operator: str) -> Term:
     term = _term(value)
     if term.kind == "number":
-        if operator in ("&", "|", "^"):
-            hint = f"'{operator}' binds tighter than comparisons: write (kv <= q) {operator} (q - kv < 4096)"
-        else:
-            hint = {"~": "write ~(kv <= q)", "where": "write where(kv <= q, a, b)"}.get(operator)
-        raise SpecError(f"'{operator}' takes conditions, but {term} is a number", hint=hint)
+        hints = {"~": "write ~(kv <= q)", "where": "write where(kv <= q, a, b)"}
+        tighter = f"'{operator}' binds tighter than comparisons: write (kv <= q) {operator} (q - kv < 4096)"
+        raise SpecError(
+            f"'{operator}' takes conditions, but {term} is a number", hint=hints.get(operator, tighter)
+        )
     return term
 
 
