@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     help="Instead of the spec's own length, at the same number of tokens; may be given several times.",
 )  # fmt: skip
 @click.option("--batch", metavar="N", type=click.IntRange(min=1), help="Instead of the spec's batch.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="A multiple of the implementations balances who follows whom.",
+)
 @click.option(
     "--rest",
     metavar="SECONDS",

@@ -2,9 +2,10 @@
 
 Every implementation gets the same tensors, and the rounds interleave them. The chips are power-limited, and
 a kernel starts at the clock that the one before it leaves: 3 to 6% apart, measured on an H200. So the rounds
-follow a Latin square in which each implementation comes after each other one equally often. What is timed are
-replays of a CUDA graph: the kernel without the host's share. Medians over the rounds; two timings of one
-callable differ by up to about 2%.
+follow a Latin square in which each implementation comes after each other one equally often, where they are a
+multiple of the implementations (of twice as many, where that is odd). What is timed are replays of a CUDA
+graph: the kernel without the host's share. Medians over the rounds; two timings of one callable differ by up
+to about 2%.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -178,10 +180,10 @@ def interleave(
         repeats[name] = max(3, min(1000, math.ceil(SAMPLE_MS / max(_time(replay, 3), 1e-3))))
     samples: dict[str, list[float]] = {name: [] for name in replays}
     names, orders = list(replays), balanced_orders(len(replays))
-    for turn in range(rounds):
-        for place in orders[turn % len(orders)]:
+    for order in islice(cycle(orders), rounds):
+        for name in (names[place] for place in order):
             time.sleep(rest_s)
-            samples[names[place]].append(_time(replays[names[place]], repeats[names[place]]))
+            samples[name].append(_time(replays[name], repeats[name]))
     return {name: statistics.median(times) for name, times in samples.items()}, in_graph
 
 

@@ -147,11 +147,15 @@ def mask_class(mask: MaskPlan) -> MaskClass:
 def variant(work: Workload) -> str:
     """What is unlike others of its class of masks: ``causal_softcap50``; empty for plain intervals in bf16.
 
-    In fp16, whose range is too narrow for the first key tile's maximum as reference, ``fp16``.
+    In fp16, whose range is too narrow for the first key tile's maximum as reference, ``fp16`` beside it.
     """
+    return "_".join(filter(None, (_mask_and_score(work), "fp16" if work.dtype == "fp16" else "")))
+
+
+def _mask_and_score(work: Workload) -> str:
     plain = work.head.closed_form and work.score == ScorePlan() and not work.sink
-    parts = () if plain else (work.mask.label, work.score.label, "sink" if work.sink else "")
-    return "_".join(filter(None, (*parts, "fp16" if work.dtype == "fp16" else "")))
+    parts = (work.mask.label, work.score.label, "sink" if work.sink else "")
+    return "" if plain else "_".join(filter(None, parts))
 
 
 def bucket(seqlen: int) -> int | None:
@@ -180,7 +184,7 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
         return None
     known = {entry.key: (entry, file) for file in reversed(files) for entry in file.entries}
     classes: tuple[MaskClass, ...] = ("window", "causal") if key.mask == "window" else (key.mask,)
-    names = dict.fromkeys((key.variant, key.variant.removesuffix("fp16").rstrip("_"), ""))
+    names = dict.fromkeys((key.variant, _mask_and_score(work), ""))
     for mask, name in product(classes, names):
         wanted = key._replace(mask=mask, variant=name)
         if wanted in known:
@@ -202,7 +206,7 @@ def adapted(entry: Tuned, work: Workload) -> Tuned:
     if entry.variant != variant(work) and choices.get("reference") == "first" and not choices.get("pack_gqa"):
         choices |= work.score_choices
     if entry.variant != variant(work) and choices.get("q_register_steps"):
-        choices["q_register_steps"] = 0  # of the registers that scores need
+        choices["q_register_steps"] = 0  # a score may need those registers
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"
     if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:

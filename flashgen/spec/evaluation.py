@@ -32,7 +32,8 @@ def evaluate(expr: sympy.Basic, values: Values) -> Any:
         SpecError: it holds what the language does not have.
         KeyError: a name has no value.
     """
-    with np.errstate(all="ignore"):  # what is not finite shows in the value
+    # log(0) is -inf here as in the kernels; a warning would name a line of this file to whoever wrote a mask.
+    with np.errstate(all="ignore"):
         return _evaluator(expr)(values)
 
 

@@ -39,8 +39,8 @@ struct CappedSoftmax : OnlineSoftmax {
   __device__ __forceinline__ void exponentiate(float (&s)[kTiles][4], const ScaledTanh &cap,
                                                const float (&correction)[2]) {
     bool small = cap.polynomial_serves(reference[0]) && cap.polynomial_serves(reference[1]);
-    if (!__all_sync(0xffffffff,
-                    small)) {  // a low cap, or few keys: all scores must be small, not the largest alone
+    if (!__all_sync(0xffffffff, small)) {
+      // A low cap, or few keys: all scores must be small, not the largest alone.
       float largest = 0.0f;
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
