@@ -80,6 +80,7 @@ template <typename T> T __ldg(const T *address) {
   return value;
 }
 inline void __threadfence_block() {}
+inline void __threadfence() {}
 template <typename T> T __ldcg(const T *address) { return *address; }
 template <typename T> void __stcg(T *address, T value) { *address = value; }
 struct float2 { float x, y; };

@@ -77,6 +77,18 @@ CASES = {
             kv=64, o_buffer="v", q_stages=1, extra_v_stages=1, reference="first", key_order="ascending"
         ),
     ),
+    "clusters with tiles to repeat": replace(
+        _MANY,
+        tiles=_tiles(
+            kv=64,
+            o_buffer="v",
+            q_stages=1,
+            extra_v_stages=1,
+            reference="first",
+            key_order="ascending",
+            cluster=2,
+        ),
+    ),
     "steps of Q held": replace(
         _MANY, head_dim_qk=128, head_dim_v=64, tiles=_tiles(kv=64, q_register_steps=3, reference="first")
     ),

@@ -264,10 +264,12 @@ def test_packed_heads_are_a_dimension_of_their_own(
     [
         (3, 2, 500, {}, 12),  # no more than there are
         (50, 2, 500, {}, 200),
-        (50, 2, 2**15, {}, 32),  # 32 MiB hold K and V of 4 heads for 2 query heads each: too few to balance
-        (50, 2, 2**15, {"pack_gqa": True}, 32),
-        (50, 2, 2**11, {}, 128),
-        (50, 2, 2**11, {"pack_gqa": True}, 64),
+        (50, 2, 2**15, {}, 8),  # 32 MiB hold K and V of 4 heads, for 2 query heads each
+        (50, 2, 2**15, {"pack_gqa": True}, 4),
+        (50, 2, 2**15, {"section_mib": 16}, 4),
+        (50, 2, 2**11, {}, 100),  # 50 MiB in two halves, not in 32 and 18
+        (50, 2, 2**11, {"pack_gqa": True}, 50),
+        (1, 1, 2**19, {}, 2),  # one head is more than a section
     ],
 )
 def test_a_section_is_the_heads_whose_keys_and_values_share_l2(

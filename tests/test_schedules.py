@@ -21,6 +21,8 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"overlap": False},
     {"ping_pong": False},
     {"cluster": 2},
+    {"cluster": 2, "reference": "first", "o_buffer": "v", "q_stages": 1},
+    {"cluster": 2, "reference": "first", "key_order": "ascending", "tile_order": "static"},
     {"pack_gqa": True},
     {"key_order": "ascending"},
     {"q_register_steps": 3},

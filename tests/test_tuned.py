@@ -221,18 +221,19 @@ def test_a_score_keeps_the_reference_that_it_was_measured_with(
 @pytest.mark.parametrize(
     ("dtype", "score", "steps"), [("bf16", "score", 4), ("fp16", "score", 0), ("bf16", "alibi", 0)]
 )
-def test_steps_of_q_are_held_where_that_was_measured(dtype: str, score: str, steps: int) -> None:
+def test_steps_of_q_and_clusters_are_taken_where_they_were_measured(
+    dtype: str, score: str, steps: int
+) -> None:
     """A score may need the registers."""
     spec = AttentionSpec(
         name="tuned",
         attention={"heads": 16, "head_dim": 128, "dtype": dtype, "mask": "causal", "score": score},
         workload={"batch": 4, "seqlen": 4096},
     )
-    plan = rank(
-        spec, H200, tunings=[tunings(entry(tile_kv=96, schedule={**entry().schedule, "q_register_steps": 4}))]
-    ).best
+    schedule = {**entry().schedule, "q_register_steps": 4, "cluster": 2}
+    plan = rank(spec, H200, tunings=[tunings(entry(tile_kv=96, schedule=schedule))]).best
     assert isinstance(plan.schedule, Sm90Schedule) and plan.why.origin == "tuned"
-    assert plan.schedule.q_register_steps == steps
+    assert (plan.schedule.q_register_steps, plan.schedule.cluster) == (steps, 2 if steps else 1)
 
 
 FIRST = {"reference": "first"}

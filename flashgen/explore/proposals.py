@@ -12,6 +12,7 @@ from flashgen.plan import Candidate, KernelPlan, Sm90Schedule, rank
 from flashgen.spec import AttentionSpec
 from flashgen.spec.model import Schedule, Tiles
 
+SECTIONS_MIB = (16, 32, 64)  # of K and V; L2 holds some 50 MB
 PER_TILE = 2  # schedules of one (tile_q, tile_kv) among the proposals
 # Chosen by the solver to fit the rest of a schedule, so they are not carried over to a variant.
 _DERIVED = ("producer_registers", "consumer_registers")
@@ -80,6 +81,10 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
         for order in ("static", "dynamic", *(("stream_k",) if plan.mask.keeps_all else ())):
             if order != schedule.tile_order:
                 yield {"tile_order": order}
+        if schedule.tile_order == "dynamic":
+            for section_mib in SECTIONS_MIB:
+                if section_mib != schedule.section_mib:
+                    yield {"section_mib": section_mib}
         yield {"q_stages": 3 - schedule.q_stages} if schedule.q_stages < 3 else {"q_stages": 1}
         for buffer in ("q", "v", "own"):
             if buffer != schedule.o_buffer:

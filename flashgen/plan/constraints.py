@@ -225,7 +225,7 @@ def _sm90() -> Family:
         36 * Q_STAGES * WARPS / 4
         + 16 * (STAGES + v_stages)
         + 40 * (CLUSTER - 1) * DYNAMIC
-        + FIRST * (20 + WARPS * (25 + Q_STAGES))
+        + FIRST * (20 + WARPS * (25 + Q_STAGES) + (CLUSTER - 1) * (8 + WARPS))
     )
     zero, one, widest = sympy.Integer(0), sympy.Integer(1), sympy.Integer(256)
     own_registers = sympy.Min(MAX_REGISTERS, CONSUMER_REGISTERS)
@@ -286,8 +286,6 @@ def _sm90() -> Family:
                 "a score with terms that depend on q - kv alone",
             ),
             Requirement("packed distances", EARLY_DISTANCES * PACK_GQA, zero, "heads that are not packed"),
-            Requirement("O in V in a cluster", O_IN_V * (CLUSTER - 1), zero, "no clusters"),
-            Requirement("repeated tiles", FIRST * (CLUSTER - 1), zero, "no clusters"),
             Requirement("shares of tiles", STREAM_K, UNMASKED, "a mask that keeps every key"),
             Requirement("shares in a cluster", STREAM_K * (CLUSTER - 1), zero, "no clusters"),
             Requirement("tiles of packed heads", PACK_GQA, CLOSED_FORM, _ONE_INTERVAL),

@@ -151,7 +151,9 @@ def _working_set(tiling: Tiling, w: Workload, q_tiles: int, slots: int) -> float
     packed = _packed_heads(tiling, w)
     group = w.head.group // packed
     if isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.tile_order == "dynamic":
-        section = heads_per_section(w.batch * w.heads_q // packed, max(head_bytes, 1), group)
+        section = heads_per_section(
+            w.batch * w.heads_q // packed, max(head_bytes, 1), group, tiling.schedule.section_mib
+        )
         return SECTION_IN_USE * section / group * head_bytes
     heads_in_flight = min(w.batch * w.heads_kv, ceil(slots / max(q_tiles * group, 1)))
     return heads_in_flight * head_bytes

@@ -186,7 +186,7 @@ def _sm90_schedules(workload: Workload, warpgroups: int, given: Given) -> Iterat
     short = workload.seqlen_q < PANEL_COLUMNS * warpgroups
     packed = asked.get("pack_gqa", short and packable and asked.get("distance_terms") != "early")
     first = workload.first_reference_by_default and asked.get("overlap", True)
-    first = first and asked.get("cluster", 1) == 1 and asked.get("reference", "first") == "first"
+    first = first and asked.get("reference", "first") == "first"
     orders: tuple[Literal["dynamic", "static", "stream_k"], ...] = ("static", "stream_k")
     if uneven:
         orders = ("dynamic",)

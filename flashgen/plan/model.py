@@ -39,6 +39,7 @@ class Sm90Schedule:
     cluster: int = 1  # thread blocks along q that share K and V by TMA multicast
     # dynamic: longest first from an atomic counter; stream_k: the last wave's tiles are cut into equal shares
     tile_order: Literal["static", "dynamic", "stream_k"] = "static"
+    section_mib: int = 32  # of K and V: the heads whose tiles are drawn together in the order dynamic
     key_order: Literal["descending", "ascending"] = "descending"  # in which a q tile walks its key tiles
     # what exponentials are relative to: the running maximum, or the maximum of the first whole key tile
     reference: Literal["running", "first"] = "running"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-# Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep K
-# and V in L2. On an H200 fewer heads have paid nowhere, and cost 6% where they were 5 instead of 20 (head_dim
-# {192, 128}, causal, 8k); 64 MiB instead of 32 cost 12% (128, causal, 512). See docs/performance.md.
-SECTION_BYTES = 32 << 20  # of K and V
-SECTION_HEADS_MIN = 32
 
+def heads_per_section(heads: int, kv_bytes: int, sharing: int, section_mib: int) -> int:
+    """Of `heads` in all; `kv_bytes` are a head's K and V, which `sharing` of the heads have in common.
 
-def heads_per_section(heads: int, kv_bytes: int, sharing: int) -> int:
-    """Of `heads` in all; `kv_bytes` are a head's K and V, which `sharing` of the heads have in common."""
-    return min(heads, max(SECTION_HEADS_MIN, SECTION_BYTES // kv_bytes * sharing))
+    Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep
+    K and V in L2, which saves power: see docs/performance.md. Sections are about `section_mib` of K and V,
+    and alike, since the last one must balance too.
+    """
+    owners = heads // sharing  # of K and V
+    sections = min(max(1, round(owners * kv_bytes / (section_mib << 20))), owners)
+    return -(-owners // sections) * sharing
 
 
 # Key tiles that take as long as leaving a part of a tile to another block and fetching it. A guess.

@@ -131,7 +131,9 @@ class Sm90Parameters:
             )
         struct.tiles = tiles
         kv_bytes = 2 * (plan.head_dim_qk + plan.head_dim_v) * shapes.k[1]
-        struct.heads_per_section = heads_per_section(heads, kv_bytes, plan.group // group)
+        struct.heads_per_section = heads_per_section(
+            heads, kv_bytes, plan.group // group, schedule.section_mib
+        )
         self.grid = min(tiles, blocks // schedule.cluster) * schedule.cluster
         self.needs_counter = schedule.tile_order == "dynamic"
         partial_words = 0
@@ -149,7 +151,8 @@ class Sm90Parameters:
             for name, offset in places.items()
             if hasattr(layout, name)
         ]
-        self.workspace_words = partial_words + (tiles * plan.warps // 4 if plan.first_reference else 0)
+        links = tiles * schedule.cluster * plan.warps // 4 if plan.first_reference else 0
+        self.workspace_words = partial_words + links
 
     def point_at(self, q: int, k: int, v: int, o: int, lse: int, counter: int, scale: float) -> None:
         words = self._words

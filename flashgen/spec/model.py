@@ -72,6 +72,7 @@ class Schedule(Record, Mapping[str, Any]):
     extra_v_stages: Annotated[int, size(0, 4)] | None = None
     cluster: Annotated[int, size(1, 16)] | None = None
     tile_order: Literal["static", "dynamic", "stream_k"] | None = None
+    section_mib: Annotated[int, size(1, 1 << 20)] | None = None
     key_order: Literal["descending", "ascending"] | None = None
     reference: Literal["running", "first"] | None = None
     edge_tiles: Literal["inline", "apart"] | None = None

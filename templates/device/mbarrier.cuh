@@ -26,11 +26,11 @@ struct Barrier {
   }
 
   // Arrives on the barrier at the same address in block `rank` of the cluster.
-  __device__ __forceinline__ void arrive_remote(uint32_t rank) {
+  __device__ __forceinline__ void arrive_remote(uint32_t rank, uint32_t arrivals = 1) {
     asm volatile(
         "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-        " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(this)),
-        "r"(rank)
+        " mbarrier.arrive.shared::cluster.b64 _, [remote], %2;\n}" ::"r"(shared_address(this)),
+        "r"(rank), "r"(arrivals)
         : "memory");
   }
 

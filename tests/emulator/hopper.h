@@ -240,9 +240,10 @@ inline void Barrier::arrive(uint32_t arrivals) {
 }
 inline void Barrier::arrive_expect(uint32_t bytes) { emulator::arrive_at(this, static_cast<int>(bytes)); }
 
-inline void Barrier::arrive_remote(uint32_t rank) {
+inline void Barrier::arrive_remote(uint32_t rank, uint32_t arrivals) {
   const emulator::Block &block = *emulator::self->block;
-  emulator::arrive_at(emulator::at_same_place(this, block, emulator::in_cluster(block, rank)), 0);
+  Barrier *remote = emulator::at_same_place(this, block, emulator::in_cluster(block, rank));
+  for (uint32_t i = 0; i < arrivals; ++i) emulator::arrive_at(remote, 0);
 }
 
 inline bool Barrier::try_wait(uint32_t parity) {

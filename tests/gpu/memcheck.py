@@ -11,6 +11,7 @@ CHOICES = (
     {"tile_order": "stream_k"},
     {"reference": "first"},
     {"reference": "first", "tile_order": "dynamic", "q_register_steps": 4},
+    {"reference": "first", "cluster": 2, "o_buffer": "v", "q_stages": 1},
 )
 HEAD_DIMS = ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))
 

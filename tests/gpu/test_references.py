@@ -56,6 +56,26 @@ def test_more_buffers_of_v_than_of_k(poisoned: None, mask: Any, reference: str) 
 @pytest.mark.parametrize("reference", ["first", "running"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize(
+    ("head_dims", "kv", "o_buffer"),
+    [((64, 64), 128, "own"), ((128, 128), 96, "q"), ((192, 128), 96, "v"), ((256, 256), 64, "v")],
+)
+def test_clusters(
+    poisoned: None, head_dims: tuple[int, int], kv: int, o_buffer: str, mask: Any, reference: str
+) -> None:
+    """A tile that one block does not keep is repeated by both."""
+    schedule = {"reference": reference, "cluster": 2, "o_buffer": o_buffer, "q_stages": 1}
+    case = Case(
+        *head_dims, heads_kv=4, group=2, mask=mask, batch=3, tiles={"q": 128, "kv": kv, "schedule": schedule}
+    )
+    for seqlen_q, seqlen_kv in ((1, 1), (77, 300), (700, 650), (1500, 1500), (130, 2900), (900, 333)):
+        shaped = replace(case, seqlen_q=seqlen_q, seqlen_kv=seqlen_kv)
+        run(shaped)
+        run(shaped, longer_keys=0.003)
+
+
+@pytest.mark.parametrize("reference", ["first", "running"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+@pytest.mark.parametrize(
     ("head_dims", "kv", "steps"),
     [((40, 72), 96, 3), ((64, 64), 128, 4), ((192, 128), 96, 5), ((256, 256), 64, 4)],
 )
