@@ -23,7 +23,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
-  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
+  int *links;  // [tiles, warpgroups of the cluster]: the block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
@@ -38,6 +38,8 @@ constexpr int kWarpgroups = 2;  // that compute; each owns 64 rows of the q tile
 constexpr int kThreads = 128 * (kWarpgroups + 1);
 constexpr int kPanelsQk = 3;  // of 64 columns
 constexpr int kPanelsV = 2;
+constexpr int kCluster = 2;  // blocks with neighbouring q tiles; each loads its share of K and V
+constexpr int kShareRows = kTileKv / kCluster;
 
 constexpr int kQBytes = 64 * kPanelsQk * 128;  // of one warpgroup
 constexpr int kKBytes = kTileKv * kPanelsQk * 128;
@@ -66,10 +68,13 @@ struct alignas(1024) SharedStorage {
   Barrier v_full[kStages], v_empty[kStages];
   Tile tile[kQStages][kWarpgroups];  // travels with q_full; batch < 0: no more
   Tile current[kWarpgroups][4];  // of each warp
-  int repeat[kWarpgroups];  // the last tile that left the range; -1: none. `links` has the ones before
+  int repeat[kCluster * kWarpgroups];  // the last tile that left the range; -1: none. `links` has the ones before
   int repeated_for;         // the warpgroup whose tiles are repeated now
   int repeating;            // whether any are
   Barrier reported;         // by each warpgroup, after its last tile
+  Barrier told;  // what the other blocks' warpgroups have in `repeat`
+  Barrier next_full[2], next_empty[2];
+  int next[2];  // from the cluster's first block, which draws the tiles, to the others
 };
 static_assert(sizeof(SharedStorage) + 1024 <= 215040, "more shared memory than planned");
 
@@ -172,7 +177,9 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
   const int batch_head = first_head + place - from_last * heads;
   int q = params.tiles_per_head - 1 - from_last;
   const int head = batch_head % params.heads_q, batch = batch_head / params.heads_q;
-  const KeyTiles keys = key_tiles(q * kTileQ, (q + 1) * kTileQ, params);
+  // The blocks of a cluster share K and V, so all of them walk the key tiles that any of them needs.
+  const KeyTiles keys = key_tiles(q * kCluster * kTileQ, (q + 1) * kCluster * kTileQ, params);
+  q = q * kCluster + static_cast<int>(cluster_rank());
   return {q, head, batch, keys.begin, keys.end, index};
 }
 
@@ -180,6 +187,7 @@ __device__ __forceinline__ Tile tile_at(int index, const AttentionParams &params
 __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionParams &params) {
   RingPosition<kQStages> q_ring;
   RingPosition<kStages> k_ring, v_ring;
+  const int share_row = static_cast<int>(cluster_rank()) * kShareRows;
   // After a tile, each warpgroup stages its O in the next buffer of V: handed over like a V, with nothing in it.
   int to_stage = 0;
   auto hand_over_staging = [&](int left) {
@@ -197,7 +205,8 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 #pragma unroll
     for (int panel = 0; panel < kPanelsQk; ++panel) {
       char *target = shared.k[k_ring.stage][panel];
-      tma_load(target, &params.k, &full, panel * 64, j * kTileKv, tile.head, tile.batch);
+      tma_load_multicast(target + share_row * 128, &params.k, &full, (1 << kCluster) - 1, panel * 64,
+                         j * kTileKv + share_row, tile.head, tile.batch);
     }
     k_ring.advance();
   };
@@ -209,13 +218,15 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
 #pragma unroll
     for (int panel = 0; panel < kPanelsV; ++panel) {
       char *target = shared.v[v_ring.stage][panel];
-      tma_load(target, &params.v, &full, panel * 64, j * kTileKv, tile.head, tile.batch);
+      tma_load_multicast(target + share_row * 128, &params.v, &full, (1 << kCluster) - 1, panel * 64,
+                         j * kTileKv + share_row, tile.head, tile.batch);
     }
     v_ring.advance();
   };
 
-  int index = blockIdx.x;
-  const int stride = gridDim.x;
+  int index = blockIdx.x / kCluster;
+  const int stride = gridDim.x / kCluster;
+  RingPosition<2> next_ring;
   auto hand_over = [&](int batch) {
 #pragma unroll 1
     for (int warpgroup = 0; warpgroup < kWarpgroups; ++warpgroup) {
@@ -231,17 +242,28 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       hand_over_staging(0);
       hand_over(kAllOnce);
       shared.reported.wait(0);
+      // Each block tells the others, so that all walk the same tiles. The fences are for the links, which are global.
+      __threadfence();
+      shared.told.arrive_expect((kCluster - 1) * kWarpgroups * sizeof(int));
+#pragma unroll 1
+      for (int i = 0; i < kCluster * kWarpgroups; ++i) {
+        const int rank = i / kWarpgroups, own = static_cast<int>(cluster_rank());
+        int &last = shared.repeat[own * kWarpgroups + i % kWarpgroups];
+        if (rank != own) store_remote(&last, last, &shared.told, rank);
+      }
+      shared.told.wait(0);
+      __threadfence();
       shared.repeating = 1;
     }
     for (;;) {
       const int warpgroup = shared.repeated_for;
       const int repeated = shared.repeat[warpgroup];
       if (repeated < 0) {
-        if (warpgroup + 1 == kWarpgroups) return -1;
+        if (warpgroup + 1 == kCluster * kWarpgroups) return -1;
         ++shared.repeated_for;
         continue;
       }
-      const int *links = params.links + static_cast<int64_t>(repeated) * kWarpgroups;
+      const int *links = params.links + static_cast<int64_t>(repeated) * kCluster * kWarpgroups;
       shared.repeat[warpgroup] = links[warpgroup];
       bool before = false;  // repeated for another warpgroup already
 #pragma unroll 1
@@ -275,8 +297,20 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
     }
     // Every tile draws one successor, so `tiles` draws wrap the counter back to zero for the next launch. It is drawn when
     // the tile is nearly done: drawn at its start, it would wait for this block while others are free.
-    if (index < params.tiles) index = stride + atomicInc(params.tile_counter, params.tiles - 1);
+    if (cluster_rank() == 0 && index < params.tiles) index = stride + atomicInc(params.tile_counter, params.tiles - 1);
     if (tile.begin < tile.end) load_v(tile, tile.end - 1);
+    if (cluster_rank() == 0) {
+      shared.next_empty[next_ring.stage].wait(next_ring.parity ^ 1);
+      for (int rank = 1; rank < kCluster; ++rank) {
+        store_remote(&shared.next[next_ring.stage], index, &shared.next_full[next_ring.stage], rank);
+      }
+    } else {
+      shared.next_full[next_ring.stage].arrive_expect(sizeof(int));
+      shared.next_full[next_ring.stage].wait(next_ring.parity);
+      index = shared.next[next_ring.stage];
+      shared.next_empty[next_ring.stage].arrive_remote(0);
+    }
+    next_ring.advance();
     hand_over_staging(0);  // of the tile before, where this one has no keys
     to_stage = kWarpgroups;
   }
@@ -325,14 +359,14 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   auto skip_v = [&]() {
     shared.v_full[v_ring.stage].wait(v_ring.parity);
     __syncwarp();
-    if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+    if (lane < kCluster) shared.v_empty[v_ring.stage].arrive_remote(lane);
     v_ring.advance();
   };
   // Key tiles that only other warpgroups of the block need: not read here, but given back.
   auto skip_k = [&]() {
     shared.k_full[k_ring.stage].wait(k_ring.parity);
     __syncwarp();  // all its lanes have seen it
-    if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+    if (lane < kCluster) shared.k_empty[k_ring.stage].arrive_remote(lane);
     k_ring.advance();
   };
 
@@ -340,7 +374,8 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   auto give_back = [&]() {
     if (threadIdx.x % 128 == 0 && staged >= 0) {
       tma_store_wait_read();
-      shared.v_empty[staged].arrive(4);  // for its warps
+#pragma unroll
+      for (int rank = 0; rank < kCluster; ++rank) shared.v_empty[staged].arrive_remote(rank, 4);
     }
   };
   // Those of the warpgroups after this one. They count as uses of the ring, like V's.
@@ -414,7 +449,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       give_back();
       wgmma_wait<0>();
       pin_registers(s);
-      if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+      if (lane < kCluster) shared.k_empty[k_ring.stage].arrive_remote(lane);
       k_ring.advance();
       if (lane == 0 && keys.end - keys.begin == 1) shared.q_empty[q_ring.stage][warpgroup].arrive();
       finish_scores(keys.begin);
@@ -443,7 +478,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
             wgmma_wait<1>();
             pin_registers(s);
-            if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+            if (lane < kCluster) shared.k_empty[k_ring.stage].arrive_remote(lane);
             k_ring.advance();
             if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
             finish_scores(j);
@@ -454,7 +489,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
             wgmma_wait<0>();
             pin_registers(o);
             pin_registers(p);
-            if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+            if (lane < kCluster) shared.v_empty[v_ring.stage].arrive_remote(lane);
             v_ring.advance();
             softmax.exponentiate(s, scale_log2, 1);
             softmax.add(s, 1);
@@ -471,7 +506,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
         wgmma_wait<1>();
         pin_registers(s);
-        if (lane == 0) shared.k_empty[k_ring.stage].arrive();
+        if (lane < kCluster) shared.k_empty[k_ring.stage].arrive_remote(lane);
         k_ring.advance();
         if (lane == 0 && j + 1 == keys.end) shared.q_empty[q_ring.stage][warpgroup].arrive();
         finish_scores(j);
@@ -481,7 +516,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
         wgmma_wait<0>();
         pin_registers(o);
         pin_registers(p);
-        if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+        if (lane < kCluster) shared.v_empty[v_ring.stage].arrive_remote(lane);
         v_ring.advance();
         softmax.exponentiate(s, scale_log2, correction);
         round_probabilities();
@@ -494,7 +529,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
       issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
       wgmma_wait<0>();
       pin_registers(o);
-      if (lane == 0) shared.v_empty[v_ring.stage].arrive();
+      if (lane < kCluster) shared.v_empty[v_ring.stage].arrive_remote(lane);
       v_ring.advance();
     } else {
       if (lane == 0) shared.q_empty[q_ring.stage][warpgroup].arrive();
@@ -527,11 +562,12 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     char *staging = shared.v[staged][0];
     const bool kept = !named_barrier_any<128>(own_barrier, !in_range);
     // Tiles of which some rows were not kept are repeated, for their warpgroups; the others have stored theirs.
-    int &link = params.links[static_cast<int64_t>(tile.index) * kWarpgroups + warpgroup];
+    const int member = static_cast<int>(cluster_rank()) * kWarpgroups + warpgroup;
+    int &link = params.links[static_cast<int64_t>(tile.index) * kCluster * kWarpgroups + member];
     const bool wanted = repeating ? link != kKept : kept;
     if (threadIdx.x % 128 == 0 && !repeating) {
-      link = kept ? kKept : shared.repeat[warpgroup];
-      if (!kept) shared.repeat[warpgroup] = tile.index;
+      link = kept ? kKept : shared.repeat[member];
+      if (!kept) shared.repeat[member] = tile.index;
     }
     if (wanted && params.lse != nullptr && lane % 4 == 0) {
 #pragma unroll
@@ -562,7 +598,7 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster)
     attn_fwd_causal_bf16_d192_128_sm90a(const __grid_constant__ AttentionParams params) {
   extern __shared__ char dynamic_shared[];
   const uint32_t misalignment = shared_address(dynamic_shared) % 1024;
@@ -578,19 +614,24 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kStages; ++i) {
       shared.k_full[i].init(1);
       shared.v_full[i].init(1);
-      shared.k_empty[i].init(4 * kWarpgroups);  // one arrival of each warp
-      shared.v_empty[i].init(4 * kWarpgroups);
+      shared.k_empty[i].init(4 * kWarpgroups * kCluster);  // one arrival of each warp
+      shared.v_empty[i].init(4 * kWarpgroups * kCluster);
     }
-    for (int i = 0; i < kWarpgroups; ++i) shared.repeat[i] = -1;
+    for (int i = 0; i < kCluster * kWarpgroups; ++i) shared.repeat[i] = -1;
     shared.repeated_for = shared.repeating = 0;
     shared.reported.init(kWarpgroups);
+    shared.told.init(1);
+    for (int i = 0; i < 2; ++i) {
+      shared.next_full[i].init(1);
+      shared.next_empty[i].init(kCluster - 1);
+    }
     fence_barrier_init();
     prefetch_tensor_map(&params.q);
     prefetch_tensor_map(&params.k);
     prefetch_tensor_map(&params.v);
     prefetch_tensor_map(&params.o);
   }
-  __syncthreads();
+  cluster_sync();
 
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
@@ -600,4 +641,5 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     take_registers<232>();
     consume(shared, params, warpgroup - 1);
   }
+  cluster_sync();  // no block leaves while another may still signal it
 }
