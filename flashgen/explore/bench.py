@@ -24,11 +24,10 @@ import torch
 from flashgen.errors import LaunchError
 from flashgen.explore.inputs import random_inputs, sample_inputs
 from flashgen.explore.peers import PEERS, Case, Unsupported
+from flashgen.explore.trials import SAMPLE_MS
 
 if TYPE_CHECKING:
     from flashgen.spec import AttentionSpec
-
-SAMPLE_MS = 60.0  # one sample lasts about this long: long against the timer, short against a change of clocks
 
 
 @dataclass(frozen=True)
