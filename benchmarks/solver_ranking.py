@@ -139,6 +139,7 @@ def _name(tiling: Tiling) -> str:
             ("no ping-pong", not schedule.ping_pong),
             ("no overlap", not schedule.overlap),
             ("cluster", schedule.cluster > 1),
+            (f"sections of {schedule.section_mib} MiB", schedule.section_mib != Sm90Schedule.section_mib),
             ("first", schedule.reference == "first"),
             ("stream_k", schedule.tile_order == "stream_k"),
             ("ascending", schedule.key_order == "ascending"),

@@ -270,6 +270,8 @@ def test_packed_heads_are_a_dimension_of_their_own(
         (50, 2, 2**11, {}, 100),  # 50 MiB in two halves, not in 32 and 18
         (50, 2, 2**11, {"pack_gqa": True}, 50),
         (1, 1, 2**19, {}, 2),  # one head is more than a section
+        (8, 2, 7 * 2**13, {}, 4),  # 16 of 14 MiB: 3 would fit, and leave one
+        (17, 1, 31 * 2**12, {}, 2),  # 17 of 31 MiB: two would be twice what fits
     ],
 )
 def test_a_section_is_the_heads_whose_keys_and_values_share_l2(

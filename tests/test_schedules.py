@@ -22,6 +22,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {"ping_pong": False},
     {"cluster": 2},
     {"cluster": 2, "reference": "first", "o_buffer": "v", "q_stages": 1},
+    {"cluster": 2, "reference": "first", "q_stages": 2},
     {"cluster": 2, "reference": "first", "key_order": "ascending", "tile_order": "static"},
     {"pack_gqa": True},
     {"key_order": "ascending"},

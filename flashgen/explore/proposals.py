@@ -89,6 +89,7 @@ def _changes(plan: KernelPlan) -> Iterator[dict[str, object]]:
         for buffer in ("q", "v", "own"):
             if buffer != schedule.o_buffer:
                 yield {"o_buffer": buffer}
+        yield {"cluster": 3 - schedule.cluster}
         yield {"q_register_steps": 0 if schedule.q_register_steps else 4}
         yield {"extra_v_stages": 0 if schedule.extra_v_stages else 1}
     yield {"stages": plan.stages + 1}

@@ -23,7 +23,7 @@ from flashgen.plan.tiling import Head, Tiling, padded
 from flashgen.plan.workload import Workload
 
 # H200, sections of 32 MiB against all heads at once: of the K and V of a section, this share is in use at one
-# time (its longest tiles go first).
+# time (its longest tiles go first). So sections that L2 holds are predicted alike; what they save is power.
 SECTION_IN_USE = 0.35
 MEMORY_NORM = 2.8  # of computing and moving: the longer counts, the shorter adds a little
 LAUNCH_SECONDS = 3e-6
@@ -152,7 +152,7 @@ def _working_set(tiling: Tiling, w: Workload, q_tiles: int, slots: int) -> float
     group = w.head.group // packed
     if isinstance(tiling.schedule, Sm90Schedule) and tiling.schedule.tile_order == "dynamic":
         section = heads_per_section(
-            w.batch * w.heads_q // packed, max(head_bytes, 1), group, tiling.schedule.section_mib
+            w.batch * w.heads_q // packed, head_bytes, group, tiling.schedule.section_mib
         )
         return SECTION_IN_USE * section / group * head_bytes
     heads_in_flight = min(w.batch * w.heads_kv, ceil(slots / max(q_tiles * group, 1)))

@@ -10,12 +10,18 @@ def heads_per_section(heads: int, kv_bytes: int, sharing: int, section_mib: int)
     """Of `heads` in all; `kv_bytes` are a head's K and V, which `sharing` of the heads have in common.
 
     Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep
-    K and V in L2, which saves power: see docs/performance.md. Sections are about `section_mib` of K and V,
-    and alike, since the last one must balance too.
+    K and V in L2, which saves power: see docs/performance.md. A section has about `section_mib` of K and V,
+    at most a third more unless one head has, so that the last one can be like the others: it must balance too.
     """
-    owners = heads // sharing  # of K and V
-    sections = min(max(1, round(owners * kv_bytes / (section_mib << 20))), owners)
-    return -(-owners // sections) * sharing
+    owners = max(1, heads // sharing)  # of K and V
+    room = section_mib << 20
+    fit = min(owners, max(1, 4 * room // (3 * max(kv_bytes, 1))))
+
+    def suits(size: int) -> tuple[float, int]:
+        last = (owners - 1) % size + 1
+        return last / size, -abs(size * kv_bytes - room)
+
+    return max(range((fit + 1) // 2, fit + 1), key=suits) * sharing
 
 
 # Key tiles that take as long as leaving a part of a tile to another block and fetching it. A guess.

@@ -189,6 +189,8 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
     """
     if head.listed and max(head.dim_qk, head.dim_v) > 128:
         return 56
+    if schedule.cluster > 1 and schedule.q_stages > 1 and head.has_first:
+        return 48
     if schedule.cluster > 1 or not head.closed_form:
         return 40
     if schedule.reference == "first" and schedule.tile_order == "dynamic":

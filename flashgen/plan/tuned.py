@@ -195,9 +195,6 @@ def find(files: Sequence[Tunings], work: Workload) -> tuple[Tuned, Tunings] | No
     return None
 
 
-_PLAINEST = {"q_register_steps": 0, "cluster": 1}
-
-
 def adapted(entry: Tuned, work: Workload) -> Tuned:
     """The entry without the choices that this workload does not allow, where the measured one did."""
     choices = dict(entry.schedule)
@@ -208,8 +205,10 @@ def adapted(entry: Tuned, work: Workload) -> Tuned:
         choices["reference"] = "running"
     if entry.variant != variant(work) and choices.get("reference") == "first" and not choices.get("pack_gqa"):
         choices |= work.score_choices
-    if entry.variant != variant(work):  # a score may need the registers; clusters were measured without
-        choices |= {name: least for name, least in _PLAINEST.items() if name in choices}
+    if entry.variant != variant(work) and choices.get("q_register_steps"):
+        choices["q_register_steps"] = 0  # a score may need those registers
+    if entry.key != key_of(work) and choices.get("cluster", 1) > 1:
+        choices["cluster"] = 1  # which costs where tiles are short: both blocks walk the keys of either
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"
     if choices.get("tile_order") == "stream_k" and not work.mask.keeps_all:

@@ -25,7 +25,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
-  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
+  int *links;  // [tiles, warpgroups]: its block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
@@ -343,10 +343,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
   RingPosition<kStages> k_ring;
   RingPosition<kVStages> v_ring;
   auto is_repeating = [&]() { return __shfl_sync(0xffffffff, shared.repeating, 0) != 0; };
-  // Warpgroup w owns the tensor cores between sync(w) and arrive(w + 1); the last one opens the first turn. All
-  // take the same number of turns: one less than the tile has key tiles.
-  constexpr int kTurn = 1;
-  if (warpgroup == kWarpgroups - 1) named_barrier_arrive<256>(kTurn);
   // A buffer of V that only other warpgroups use, for V or for O: not read here, but given back.
   auto skip_v = [&]() {
     shared.v_full[v_ring.stage].wait(v_ring.parity);
@@ -401,8 +397,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     for (int i = 0; i < skipped_before; ++i) {
       skip_k();
       if (i > 0) skip_v();
-      named_barrier_sync<256>(kTurn + warpgroup);
-      named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
     }
 
     const bool repeating = is_repeating();  // with the running maximum as reference
@@ -464,11 +458,9 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
           owed = false;
           for (; j < min(keys.end, keys.unmasked_end); ++j) {
             // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-            named_barrier_sync<256>(kTurn + warpgroup);
             issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
             shared.v_full[v_ring.stage].wait(v_ring.parity);
             issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
-            named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
             wgmma_wait<1>();
             pin_registers(s);
             if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -492,12 +484,10 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
           in_range &= softmax.polynomial_served(terms.bend);
         }
         // The tensor cores run S_j = Q K_j^T, and O += P V of the tile before, during the softmax of S_j.
-        named_barrier_sync<256>(kTurn + warpgroup);
         issue_scores(s, q_descriptor, wgmma_descriptor(shared.k[k_ring.stage], 0));
         scale_rows(o, correction);
         shared.v_full[v_ring.stage].wait(v_ring.parity);
         issue_output(o, p, wgmma_descriptor(shared.v[v_ring.stage], kTileKv * 128));
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
         wgmma_wait<1>();
         pin_registers(s);
         if (lane == 0) shared.k_empty[k_ring.stage].arrive();
@@ -532,10 +522,6 @@ __device__ __forceinline__ void consume(SharedStorage &shared, const AttentionPa
     }
     for (int i = 0; i < skipped_after; ++i) {
       skip_k();
-      if (i > 0 || keys.begin < keys.end) {
-        named_barrier_sync<256>(kTurn + warpgroup);
-        named_barrier_arrive<256>(kTurn + (warpgroup + 1) % kWarpgroups);
-      }
       skip_v();
     }
 

@@ -23,7 +23,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
-  int *links;  // [tiles, warpgroups]: the block's last tile before that left the range, -1; or kKept
+  int *links;  // [tiles, warpgroups]: its block's last tile before that left the range, -1; or kKept
 };
 
 namespace {

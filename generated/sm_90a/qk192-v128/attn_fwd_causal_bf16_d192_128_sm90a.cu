@@ -23,7 +23,7 @@ struct AttentionParams {
   int tiles_per_head;     // the same, of one head
   int heads_per_section;  // heads whose keys and values share L2
   float scale;            // positive
-  int *links;  // [tiles, warpgroups of the cluster]: the block's last tile before that left the range, -1; or kKept
+  int *links;  // [tiles, warpgroups of the cluster]: its block's last tile before that left the range, -1; or kKept
 };
 
 namespace {
@@ -242,7 +242,7 @@ __device__ __forceinline__ void produce(SharedStorage &shared, const AttentionPa
       hand_over_staging(0);
       hand_over(kAllOnce);
       shared.reported.wait(0);
-      // Each block tells the others, so that all walk the same tiles. The fences are for the links, which are global.
+      // Each block tells the others, so that all walk the same tiles. The fences order the links, which are global.
       __threadfence();
       shared.told.arrive_expect((kCluster - 1) * kWarpgroups * sizeof(int));
 #pragma unroll 1
