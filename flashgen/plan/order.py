@@ -11,7 +11,8 @@ def heads_per_section(heads: int, kv_bytes: int, sharing: int, section_mib: int)
 
     Tiles are drawn longest first across the heads of a section. More heads balance the SMs better, fewer keep
     K and V in L2, which saves power: see docs/performance.md. A section has about `section_mib` of K and V,
-    at most a third more unless one head has, so that the last one can be like the others: it must balance too.
+    at most a third more unless one head has, so that the last one can be like the others: it must balance
+    too.
     """
     owners = max(1, heads // sharing)  # of K and V
     room = section_mib << 20
