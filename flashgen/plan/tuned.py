@@ -207,7 +207,7 @@ def adapted(entry: Tuned, work: Workload) -> Tuned:
         choices |= work.score_choices
     if entry.variant != variant(work) and choices.get("q_register_steps"):
         choices["q_register_steps"] = 0  # a score may need those registers
-    if entry.key != key_of(work) and choices.get("cluster", 1) > 1:
+    if entry.key != key_of(work) and choices.get("cluster", 1) != 1:
         choices["cluster"] = 1  # which costs where tiles are short: both blocks walk the keys of either
     if choices.get("distance_terms") == "early" and not work.head.distances:
         choices["distance_terms"] = "late"
