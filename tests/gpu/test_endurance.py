@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ HEAD_DIMS = (
     (8, 8), (40, 40), (64, 64), (72, 72), (80, 80), (96, 96), (128, 128), (160, 160), (192, 128), (192, 192),
     (248, 248), (256, 256),
 )  # fmt: skip
+CLUSTERED = ((64, 64), (128, 128), (192, 128), (256, 256))
+CLUSTERS = {"q": 128, "schedule": {"cluster": 2, "reference": "first", "o_buffer": "v", "q_stages": 1}}
 KINDS: tuple[dict[str, Any], ...] = (
     {"mask": "full", "dtype": "bf16"},
     {"mask": "causal", "dtype": "bf16", "group": 2},
@@ -44,6 +47,16 @@ SEQLENS_Q, SEQLENS_KV = _lengths(0), _lengths(100)
 @pytest.mark.parametrize("head_dims", HEAD_DIMS, ids=str)
 def test_every_launch_ends(family: str, head_dims: tuple[int, int]) -> None:
     """Barriers that wait for a phase that never comes hang at some lengths only."""
+    _launch_at_lengths(head_dims, family)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("head_dims", CLUSTERED, ids=str)
+def test_every_launch_of_clusters_ends(head_dims: tuple[int, int]) -> None:
+    _launch_at_lengths(head_dims, "sm90", tiles=CLUSTERS)
+
+
+def _launch_at_lengths(head_dims: tuple[int, int], family: str, **parts: Any) -> None:
     start = HEAD_DIMS.index(head_dims) * len(KINDS) * LAUNCHES
     for number in range(len(KINDS) * LAUNCHES):
         case = Case(
@@ -54,6 +67,7 @@ def test_every_launch_ends(family: str, head_dims: tuple[int, int]) -> None:
             seqlen_kv=SEQLENS_KV[start + number],
             seed=number,
             **KINDS[number % len(KINDS)],
+            **parts,
         )
         q, k, v = case.tensors("cuda")
         o, lse = kernel_of(case, family)(q, k, v, return_lse=True)
@@ -74,13 +88,24 @@ def test_results_do_not_depend_on_timing(family: str) -> None:
     """$FLASHGEN_RACE_LAUNCHES (2,000) launches of random shapes, on two streams at once: all runs of the same
     inputs agree bit by bit. Shapes from seed $FLASHGEN_FUZZ_SEED (0).
     """
+    _race(RACING, family)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_clusters_do_not_depend_on_timing() -> None:
+    """The same, where both blocks of a cluster repeat what one of them does not keep."""
+    causal = [Case(*dims, heads_kv=2, mask="causal", tiles=CLUSTERS) for dims in CLUSTERED]
+    _race([*causal, *(replace(case, mask="full") for case in causal)], "sm90", longer_keys=0.003)
+
+
+def _race(cases: Sequence[Case], family: str, longer_keys: float = 0.0) -> None:
     launches = int(os.environ.get("FLASHGEN_RACE_LAUNCHES", "2000"))
     rng = random.Random(int(os.environ.get("FLASHGEN_FUZZ_SEED", "0")))
     streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
     done = 0
     while done < launches:
         drawn = replace(
-            rng.choice(RACING),
+            rng.choice(cases),
             batch=rng.randint(1, 4),
             heads_kv=rng.randint(1, 6),
             seqlen_q=rng.randint(1, 1500),
@@ -88,6 +113,8 @@ def test_results_do_not_depend_on_timing(family: str) -> None:
             seed=done,
         )
         q, k, v = _inputs(drawn)
+        seeded = torch.Generator("cuda").manual_seed(done)
+        k[torch.rand(k.shape[:2], generator=seeded, device="cuda") < longer_keys] *= 100
         kernel = kernel_of(drawn, family)
         expected = _bits(kernel(q, k, v, return_lse=True))
         finish(drawn, family)
