@@ -56,7 +56,7 @@ def test_the_hopper_measurements_are_met() -> None:
     assert len(ratios) > 300
     assert np.std(ratios) < 0.03
     assert np.std(rates) < 0.06 and abs(np.mean(rates)) < 0.03
-    assert np.mean(regrets) < 0.013
+    assert np.mean(regrets) < 0.01
     assert max(regrets) < 0.08
 
 
@@ -90,7 +90,7 @@ def test_rank_correlation_by_hand() -> None:
     assert ranking.rank_correlation([1, 1], [1, 2]) is None
     assert ranking.rank_correlation([1], [1]) is None
     assert ranking.regret([1, 3, 2], [10, 8, 5]) == pytest.approx(0.2)
-    assert ranking.regret([3, 3, 2], [10, 8, 5]) == pytest.approx(0.1)
+    assert ranking.regret([3, 3, 2], [8, 10, 5]) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("head_dim, tile_kv, warps", [(64, 128, 4), (128, 64, 4), (256, 64, 8)])

@@ -22,10 +22,11 @@ def rank_correlation(predicted: Sequence[float], measured: Sequence[float]) -> f
 def regret(predicted: Sequence[float], measured: Sequence[float]) -> float:
     """What trusting the prediction loses: 1 - measured rate of the predicted best / measured best rate.
 
-    Both are rates, higher is better. Of candidates predicted equal, the mean counts.
+    Both are rates, higher is better. Of candidates predicted equal, the first counts: lists begin with what
+    the solver chooses.
     """
-    best = np.asarray(predicted) == max(predicted)
-    return float(1.0 - np.mean(np.asarray(measured)[best]) / max(measured))
+    chosen = int(np.argmax(predicted))
+    return 1.0 - measured[chosen] / max(measured)
 
 
 def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:

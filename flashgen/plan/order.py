@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 
+@lru_cache(maxsize=256)  # the solver asks for every tiling
 def heads_per_section(heads: int, kv_bytes: int, sharing: int, section_mib: int) -> int:
     """Of `heads` in all; `kv_bytes` are a head's K and V, which `sharing` of the heads have in common.
 

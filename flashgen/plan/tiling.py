@@ -184,8 +184,8 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
 
     From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles
     from a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at
-    40 too; with ends that choose or read, 16 bytes at 24, as with tiles to repeat in dynamic order (NVRTC
-    13.0).
+    40 too; with ends that choose or read, 16 bytes at 24, as with tiles to repeat in dynamic order; in a
+    cluster with two Q buffers and a first key 8 bytes at 40 (NVRTC 13.0).
     """
     if head.listed and max(head.dim_qk, head.dim_v) > 128:
         return 56
