@@ -98,6 +98,12 @@ SM90_CAPPED_FIRST = 4
 SM90_CAPPED_SMALL = 48  # with the registers of three warpgroups, beside O of more than 64 columns
 SM90_CAPPED_MORE = 4  # from head_dim 192 on, in a window or with one warpgroup
 SM90_CAPPED_SHARED = 16  # from head_dim 192 on
+# And for a softcap with the running maximum. Under a mask it spilled 8 to 80 bytes at head_dim 224 and 256 with
+# up to 8 to spare, and none with 24, nor at 192. With O awaited late it spilled 8 to 128 bytes from head_dim
+# 192 on with up to 24 to spare, and at 128 8 bytes with none.
+SM90_CAPPED_MASKED = 12
+SM90_CAPPED_LATE_WAIT = 28
+SM90_CAPPED_LATE_WAIT_NARROW = 8
 # And for other scores with two loops and the registers of four warpgroups: T5 spilled with 11 to spare.
 SM90_SCORE_SMALL = 12
 
@@ -171,6 +177,10 @@ def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
         overhead += SM90_CAPPED_SMALL if head.dim_v > 64 and schedule.consumer_registers <= 160 else 0
         overhead += SM90_CAPPED_MORE if wide and (head.has_first or schedule.consumer_registers > 240) else 0
         overhead += SM90_CAPPED_SHARED if wide and schedule.tile_order == "stream_k" else 0
+    elif head.capped and schedule.output_wait == "late":
+        overhead += SM90_CAPPED_LATE_WAIT if wide else SM90_CAPPED_LATE_WAIT_NARROW
+    elif schedule.reference == "running" and head.capped:
+        overhead += SM90_CAPPED_MASKED if head.dim_v > 192 and not head.unmasked else 0
     elif schedule.reference == "first" and head.elementwise:
         overhead += SM90_SCORE_FIRST if wide else 0
         overhead += SM90_SCORE_SMALL if schedule.consumer_registers <= 112 else 0
@@ -184,8 +194,9 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
 
     From 352 schedules at 24, 32 and 40 registers, masks without, with one and with two bounds. With tiles
     from a list or with prepared ends, 16 to 220 bytes spilled at 24, and with a list at head_dim 256 some at
-    40 too; with ends that choose or read, 16 bytes at 24, as with tiles to repeat in dynamic order; in a
-    cluster with two Q buffers and a first key 8 bytes at 40 (NVRTC 13.0).
+    40 too; with ends that choose or read, 16 bytes at 24, as with tiles to repeat in dynamic order, and with
+    a first key in that order 16 to 24; in a cluster with two Q buffers and a first key 8 bytes at 40 (NVRTC
+    13.0).
     """
     if head.listed and max(head.dim_qk, head.dim_v) > 128:
         return 56
@@ -195,7 +206,8 @@ def producer_need(head: Head, schedule: Sm90Schedule) -> int:
         return 40
     if schedule.reference == "first" and schedule.tile_order == "dynamic":
         return 40 if schedule.q_stages > 1 and head.has_first else 32
-    if schedule.tile_order != "dynamic" or (schedule.q_stages == 1 and schedule.o_buffer == "q"):
+    one_buffer = schedule.q_stages == 1 and schedule.o_buffer == "q"
+    if schedule.tile_order != "dynamic" or (one_buffer and not head.has_first):
         return 24 if head.plain_ends else 32
     return 40 if schedule.q_stages > 1 and head.has_first else 32
 
