@@ -80,6 +80,27 @@ def elementwise() -> Iterator[KernelPlan]:
                 yield candidate.plan
 
 
+def capped() -> Iterator[KernelPlan]:
+    """Of wide heads with a softcap and documents, which no spec of the gallery has either: the running maximum
+    under a mask, with the tunings' choices and with the model's.
+    """
+    for head_dim in (192, 224, 256):
+        for seqlen in (512, 8192):
+            spec = AttentionSpec(
+                name="capped",
+                attention={
+                    "heads": 8,
+                    "head_dim": head_dim,
+                    "mask": "document",
+                    "score": "softcap(30)",
+                    "tensors": {"doc": {"index": ["batch", "kv"], "dtype": "int32", "sorted": True}},
+                },
+                workload={"seqlen": seqlen},
+            )
+            yield rank(spec, H200).best
+            yield rank(spec, H200, tunings=()).best
+
+
 def distinct(found: Iterable[KernelPlan]) -> list[KernelPlan]:
     """Plans that differ in more than names, the number of heads, the scale and the dtype."""
     seen = {}
@@ -99,7 +120,7 @@ def plan_id(plan: KernelPlan) -> str:
 
 @pytest.mark.compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", distinct(chain(plans(), tuned(), elementwise())), ids=plan_id)
+@pytest.mark.parametrize("plan", distinct(chain(plans(), tuned(), elementwise(), capped())), ids=plan_id)
 def test_what_is_proposed_compiles_without_spills(plan: KernelPlan) -> None:
     from flashgen.build import build, mismatches
 
