@@ -81,7 +81,7 @@ def elementwise() -> Iterator[KernelPlan]:
 
 
 def capped() -> Iterator[KernelPlan]:
-    """Of wide heads with a softcap and documents, which no spec of the gallery has either: the running maximum
+    """Of wide heads with a softcap and documents, which no spec of the gallery has: the running maximum
     under a mask, with the tunings' choices and with the model's.
     """
     for head_dim in (192, 224, 256):
