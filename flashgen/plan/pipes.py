@@ -140,6 +140,7 @@ O_IN_Q_CYCLES = 2300.0  # on top: Q is loaded only when O has left its buffer
 DRAW_CYCLES = 480.0  # of an atomic, where tiles are drawn
 THIRD_STAGE_CYCLES = 400.0  # less: the next tile's first K is there when this one ends
 O_IN_V_CYCLES = 200.0  # V's buffers are passed from warpgroup to warpgroup
+EXTRA_V_CYCLES = 300.0  # less: the next tile's first V need not wait until O, staged in V, has been read
 # Unmeasured: with two buffers O leaves one while the other is read.
 O_IN_SECOND_Q_CYCLES = 500.0
 
@@ -183,5 +184,5 @@ def _sm90(tiling: Tiling, schedule: Sm90Schedule, w: Workload, arch: Arch, each:
     elif schedule.o_buffer == "q":
         prologue += O_IN_SECOND_Q_CYCLES
     if schedule.o_buffer == "v":
-        prologue += O_IN_V_CYCLES
+        prologue += O_IN_V_CYCLES - (EXTRA_V_CYCLES if schedule.extra_v_stages else 0.0)
     return BlockTime(tile, prologue, Pipes(products, warpgroups * exp2, warpgroups * fp32, smem), together(1))
