@@ -81,24 +81,38 @@ def elementwise() -> Iterator[KernelPlan]:
 
 
 def capped() -> Iterator[KernelPlan]:
-    """Of wide heads with a softcap and documents, which no spec of the gallery has: the running maximum
-    under a mask, with the tunings' choices and with the model's.
+    """With a softcap and the running maximum, which no spec of the gallery has: of the first proposals that
+    with the fewest registers left, and where O is awaited late, of all.
     """
-    for head_dim in (192, 224, 256):
-        for seqlen in (512, 8192):
-            spec = AttentionSpec(
-                name="capped",
-                attention={
-                    "heads": 8,
-                    "head_dim": head_dim,
-                    "mask": "document",
-                    "score": "softcap(30)",
-                    "tensors": {"doc": {"index": ["batch", "kv"], "dtype": "int32", "sorted": True}},
-                },
-                workload={"seqlen": seqlen},
-            )
-            yield rank(spec, H200).best
-            yield rank(spec, H200, tunings=()).best
+    document = {
+        "mask": "document",
+        "tensors": {"doc": {"index": ["batch", "kv"], "dtype": "int32", "sorted": True}},
+    }
+    for mask in (document, {"mask": "causal", "dtype": "fp16"}, {"mask": {"window": 128}, "dtype": "fp16"}):
+        for head_dim in (128, 224, 256):
+            for late in (False, True):
+                schedule = {"reference": "running", **({"output_wait": "late"} if late else {})}
+                spec = AttentionSpec(
+                    name="capped",
+                    attention={"heads": 8, "head_dim": head_dim, "score": "softcap(30)", **mask},
+                    workload={"seqlen": 8192},
+                    tiles={"schedule": {"family": "sm90", **schedule}},
+                )
+                candidates = rank(spec, H200, tunings=()).candidates
+                found = [candidate.plan for candidate in (candidates if late else candidates[:4])]
+                yield min(found, key=registers_left)
+
+
+def drawn_windows() -> Iterator[KernelPlan]:
+    """Of windows, whose producer draws its tiles and has one buffer to fill."""
+    for head_dim in (64, 128, 256):
+        schedule = {"q_stages": 1, "o_buffer": "q", "tile_order": "dynamic", "reference": "running"}
+        spec = AttentionSpec(
+            name="drawn",
+            attention={"heads": 8, "head_dim": head_dim, "mask": {"window": 128}},
+            tiles={"schedule": {"family": "sm90", **schedule}},
+        )
+        yield rank(spec, H200, tunings=()).best
 
 
 def distinct(found: Iterable[KernelPlan]) -> list[KernelPlan]:
@@ -120,7 +134,9 @@ def plan_id(plan: KernelPlan) -> str:
 
 @pytest.mark.compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", distinct(chain(plans(), tuned(), elementwise(), capped())), ids=plan_id)
+@pytest.mark.parametrize(
+    "plan", distinct(chain(plans(), tuned(), elementwise(), capped(), drawn_windows())), ids=plan_id
+)
 def test_what_is_proposed_compiles_without_spills(plan: KernelPlan) -> None:
     from flashgen.build import build, mismatches
 

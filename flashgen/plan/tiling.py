@@ -99,8 +99,8 @@ SM90_CAPPED_SMALL = 48  # with the registers of three warpgroups, beside O of mo
 SM90_CAPPED_MORE = 4  # from head_dim 192 on, in a window or with one warpgroup
 SM90_CAPPED_SHARED = 16  # from head_dim 192 on
 # And for a softcap with the running maximum. Under a mask it spilled 8 to 80 bytes at head_dim 224 and 256
-# with up to 8 to spare, and none with 24, nor at 192. With O awaited late it spilled 8 to 128 bytes from
-# head_dim 192 on with up to 24 to spare, and at 128 8 bytes with none.
+# with up to 8 to spare, not at 192, and of 149 proposals none with 16. With O awaited late it spilled 8 to
+# 128 bytes from head_dim 192 on with up to 24 to spare, and at 128 8 bytes with none.
 SM90_CAPPED_MASKED = 12
 SM90_CAPPED_LATE_WAIT = 28
 SM90_CAPPED_LATE_WAIT_NARROW = 8
