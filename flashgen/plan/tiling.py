@@ -100,10 +100,9 @@ SM90_CAPPED_MORE = 4  # from head_dim 192 on, in a window or with one warpgroup
 SM90_CAPPED_SHARED = 16  # from head_dim 192 on
 # And for a softcap with the running maximum. Under a mask it spilled 8 to 80 bytes at head_dim 224 and 256
 # with up to 8 to spare, not at 192, and of 149 proposals none with 16. With O awaited late it spilled 8 to
-# 128 bytes from head_dim 192 on with up to 24 to spare, and at 128 8 bytes with none.
+# 128 bytes from head_dim 192 on with up to 24 to spare.
 SM90_CAPPED_MASKED = 12
 SM90_CAPPED_LATE_WAIT = 28
-SM90_CAPPED_LATE_WAIT_NARROW = 8
 # And for other scores with two loops and the registers of four warpgroups: T5 spilled with 11 to spare.
 SM90_SCORE_SMALL = 12
 
@@ -177,9 +176,9 @@ def sm90_overhead(head: Head, schedule: Sm90Schedule) -> int:
         overhead += SM90_CAPPED_SMALL if head.dim_v > 64 and schedule.consumer_registers <= 160 else 0
         overhead += SM90_CAPPED_MORE if wide and (head.has_first or schedule.consumer_registers > 240) else 0
         overhead += SM90_CAPPED_SHARED if wide and schedule.tile_order == "stream_k" else 0
-    elif head.capped and schedule.output_wait == "late":
-        overhead += SM90_CAPPED_LATE_WAIT if wide else SM90_CAPPED_LATE_WAIT_NARROW
-    elif schedule.reference == "running" and head.capped:
+    elif head.capped and wide and schedule.output_wait == "late":
+        overhead += SM90_CAPPED_LATE_WAIT
+    elif head.capped:
         overhead += SM90_CAPPED_MASKED if head.dim_v > 192 and not head.unmasked else 0
     elif schedule.reference == "first" and head.elementwise:
         overhead += SM90_SCORE_FIRST if wide else 0
